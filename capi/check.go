@@ -1,0 +1,243 @@
+package capi
+
+// #include "guard.h"
+import "C"
+
+import (
+	"math"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"github.com/apache/arrow/go/v17/arrow"
+)
+
+// Foreign structures are believed only after they were looked through: arrow-go follows their pointers and counts as
+// they are. What can be checked is checked here (formats, children, buffers, lengths, offsets); the one thing that
+// cannot is whether a pointer leads to as much memory as it says.
+
+const (
+	maxDepth   = 4  // batch > scores > list > values
+	maxColumns = 64 // far above what any entry point knows
+	maxFormat  = 32 // bytes of a format string
+)
+
+// simpleTypes are the formats without children that may be passed in.
+var simpleTypes = map[string]arrow.DataType{
+	"b": arrow.FixedWidthTypes.Boolean,
+	"c": arrow.PrimitiveTypes.Int8, "C": arrow.PrimitiveTypes.Uint8,
+	"s": arrow.PrimitiveTypes.Int16, "S": arrow.PrimitiveTypes.Uint16,
+	"i": arrow.PrimitiveTypes.Int32, "I": arrow.PrimitiveTypes.Uint32,
+	"l": arrow.PrimitiveTypes.Int64, "L": arrow.PrimitiveTypes.Uint64,
+	"f": arrow.PrimitiveTypes.Float32,
+	"u": arrow.BinaryTypes.String, "U": arrow.BinaryTypes.LargeString,
+}
+
+// cString reads at most limit bytes.
+func cString(s *C.char, limit int) (string, bool) {
+	if s == nil {
+		return "", true
+	}
+	bytes := unsafe.Slice((*byte)(unsafe.Pointer(s)), limit+1)
+	for i := range bytes {
+		if bytes[i] == 0 {
+			return string(bytes[:i]), true
+		}
+	}
+	return "", false
+}
+
+// typeOf turns a foreign schema into a type. It reads formats, names and children only; metadata is left alone.
+func typeOf(s *C.struct_ArrowSchema, path string, depth int) (arrow.DataType, error) {
+	bad := func(format string, args ...any) error { return fail(Input, path+": "+format, args...) }
+	if s == nil || s.release == nil {
+		return nil, bad("the ArrowSchema is missing or was released before")
+	}
+	if depth > maxDepth {
+		return nil, bad("types are nested deeper than %d", maxDepth)
+	}
+	if s.dictionary != nil {
+		return nil, bad("dictionary-encoded columns are not taken; decode it first (pyarrow: column.dictionary_decode())")
+	}
+	format, ok := cString(s.format, maxFormat)
+	if !ok || format == "" {
+		return nil, bad("the ArrowSchema's format is empty or longer than %d bytes", maxFormat)
+	}
+	wantChildren := func(n int64) error {
+		if int64(s.n_children) != n {
+			return bad("format %q has %d children, but must have %d", format, int64(s.n_children), n)
+		}
+		if n > 0 && s.children == nil {
+			return bad("format %q has a null pointer for its children", format)
+		}
+		return nil
+	}
+	if t, ok := simpleTypes[format]; ok {
+		return t, wantChildren(0)
+	}
+	if format == "+s" {
+		if s.n_children < 0 || s.n_children > maxColumns {
+			return nil, bad("a struct has %d children, but may have 0 to %d", int64(s.n_children), maxColumns)
+		}
+		if err := wantChildren(int64(s.n_children)); err != nil {
+			return nil, err
+		}
+		fields := make([]arrow.Field, int(s.n_children))
+		for i, child := range unsafe.Slice(s.children, int(s.n_children)) {
+			if child == nil {
+				return nil, bad("child %d is a null pointer", i)
+			}
+			name, ok := cString(child.name, 256)
+			if !ok {
+				return nil, bad("child %d has a name longer than 256 bytes", i)
+			}
+			t, err := typeOf(child, path+"."+name, depth+1)
+			if err != nil {
+				return nil, err
+			}
+			fields[i] = arrow.Field{Name: name, Type: t, Nullable: child.flags&C.ARROW_FLAG_NULLABLE != 0}
+		}
+		return arrow.StructOf(fields...), nil
+	}
+	size, fixed := strings.CutPrefix(format, "+w:")
+	if format != "+l" && format != "+L" && !fixed {
+		return nil, bad("Arrow format %q is not taken; token ids are list, large_list or fixed_size_list of int32, int64, uint16 or uint32", format)
+	}
+	if err := wantChildren(1); err != nil {
+		return nil, err
+	}
+	child := *s.children
+	if child == nil {
+		return nil, bad("its child is a null pointer")
+	}
+	element, err := typeOf(child, path+"[]", depth+1)
+	if err != nil {
+		return nil, err
+	}
+	name, ok := cString(child.name, 256)
+	if !ok {
+		return nil, bad("its child has a name longer than 256 bytes")
+	}
+	field := arrow.Field{Name: name, Type: element, Nullable: child.flags&C.ARROW_FLAG_NULLABLE != 0}
+	switch {
+	case format == "+l":
+		return arrow.ListOfField(field), nil
+	case format == "+L":
+		return arrow.LargeListOfField(field), nil
+	}
+	n, err := strconv.ParseInt(size, 10, 32)
+	if err != nil || n < 1 {
+		return nil, bad("format %q: a fixed size is 1 to %d", format, math.MaxInt32)
+	}
+	return arrow.FixedSizeListOfField(int32(n), field), nil
+}
+
+// checkArray makes sure that an array has what its type needs.
+func checkArray(a *C.struct_ArrowArray, t arrow.DataType, path string) error {
+	bad := func(format string, args ...any) error { return fail(Input, path+": "+format, args...) }
+	if a == nil || a.release == nil {
+		return bad("the ArrowArray is missing or was released before")
+	}
+	length, offset, nulls := int64(a.length), int64(a.offset), int64(a.null_count)
+	// The bound keeps (offset + length) x element size, and x the size of a fixed-size list, inside int64.
+	const limit = int64(1) << 40
+	if length < 0 || offset < 0 || length > limit || offset > limit {
+		return bad("length %d and offset %d must be 0 to %d", length, offset, limit)
+	}
+	end := offset + length
+	if nulls < -1 || nulls > length {
+		return bad("null_count is %d in an array of %d", nulls, length)
+	}
+	if a.dictionary != nil {
+		return bad("it has a dictionary, but its type has none")
+	}
+	wantBuffers, children := 2, []arrow.Field(nil)
+	var width int64 // bytes of one element of the second buffer; 0: bits
+	switch t := t.(type) {
+	case *arrow.StructType:
+		wantBuffers, children = 1, t.Fields()
+	case *arrow.FixedSizeListType:
+		wantBuffers, children = 1, []arrow.Field{t.ElemField()}
+	case *arrow.ListType:
+		children, width = []arrow.Field{t.ElemField()}, 4
+	case *arrow.LargeListType:
+		children, width = []arrow.Field{t.ElemField()}, 8
+	case *arrow.StringType:
+		wantBuffers, width = 3, 4
+	case *arrow.LargeStringType:
+		wantBuffers, width = 3, 8
+	case arrow.FixedWidthDataType:
+		width = int64(t.BitWidth() / 8)
+	default:
+		return bad("type %s is not taken", t)
+	}
+	if int64(a.n_buffers) != int64(wantBuffers) || a.buffers == nil {
+		return bad("%s has %d buffers, but must have %d", t, int64(a.n_buffers), wantBuffers)
+	}
+	buffers := unsafe.Slice(a.buffers, wantBuffers)
+	if nulls > 0 && buffers[0] == nil {
+		return bad("null_count is %d, but there is no validity bitmap", nulls)
+	}
+	if wantBuffers > 1 && buffers[1] == nil && length > 0 {
+		return bad("its values are a null pointer")
+	}
+	if wantBuffers > 1 && width > 1 && length > 0 && uintptr(buffers[1])%uintptr(width) != 0 {
+		return bad("its values are not aligned to %d bytes; copy the column first", width)
+	}
+	if int64(a.n_children) != int64(len(children)) || (len(children) > 0 && a.children == nil) {
+		return bad("%s has %d children, but must have %d", t, int64(a.n_children), len(children))
+	}
+	var childArrays []*C.struct_ArrowArray
+	if len(children) > 0 {
+		childArrays = unsafe.Slice(a.children, len(children))
+	}
+	for i, field := range children {
+		name := path + "." + field.Name
+		if _, isStruct := t.(*arrow.StructType); !isStruct {
+			name = path + "[]"
+		}
+		if err := checkArray(childArrays[i], field.Type, name); err != nil {
+			return err
+		}
+	}
+	switch t := t.(type) {
+	case *arrow.StructType:
+		for i, field := range children {
+			if n := int64(childArrays[i].length); n < end {
+				return bad("column %s has %d rows, but %d are needed", field.Name, n, end)
+			}
+		}
+	case *arrow.FixedSizeListType:
+		if n := int64(childArrays[0].length); n/int64(t.Len()) < end {
+			return bad("it has %d values, but %d lists of %d need %d", n, end, t.Len(), end*int64(t.Len()))
+		}
+	case *arrow.ListType:
+		return checkOffsets((*int32)(buffers[1]), offset, length, int64(childArrays[0].length), bad)
+	case *arrow.LargeListType:
+		return checkOffsets((*int64)(buffers[1]), offset, length, int64(childArrays[0].length), bad)
+	case *arrow.StringType:
+		return checkOffsets((*int32)(buffers[1]), offset, length, math.MaxInt64, bad)
+	case *arrow.LargeStringType:
+		return checkOffsets((*int64)(buffers[1]), offset, length, limit, bad)
+	}
+	return nil
+}
+
+// checkOffsets wants ascending offsets within [0, limit].
+func checkOffsets[T int32 | int64](first *T, offset, length, limit int64, bad func(string, ...any) error) error {
+	if length == 0 {
+		return nil
+	}
+	offsets := unsafe.Slice(first, offset+length+1)[offset:]
+	previous := T(0)
+	for i, o := range offsets {
+		if o < previous {
+			return bad("offset %d at index %d is below %d, the one before it", o, i, previous)
+		}
+		previous = o
+	}
+	if int64(previous) > limit {
+		return bad("the last offset is %d, but there are only %d values", previous, limit)
+	}
+	return nil
+}

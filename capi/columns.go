@@ -1,0 +1,144 @@
+package capi
+
+import (
+	"errors"
+
+	"github.com/apache/arrow/go/v17/arrow"
+	"github.com/apache/arrow/go/v17/arrow/array"
+	"github.com/apache/arrow/go/v17/arrow/memory"
+
+	"toedit/editor"
+)
+
+// columnCopy is a list column on its way out: a copy of one that came in, into which edits are written.
+type columnCopy interface {
+	set(row, at int, id uint32)
+	data(t arrow.DataType) arrow.ArrayData // hands the memory over
+	release()                              // or gives it up
+}
+
+// copiedList is a columnCopy of element type T.
+type copiedList[T tokenID] struct {
+	list   *listColumn
+	rows   int
+	first  int // where row 0 begins in the source's values
+	buffer *memory.Buffer
+	values []T
+}
+
+// newCopiedList copies the values of rows rows in one piece: the rows of a list lie one behind the other.
+func newCopiedList[T tokenID](list *listColumn, rows int, values []T) *copiedList[T] {
+	first, _ := list.row(0)
+	_, end := list.row(rows - 1)
+	c := &copiedList[T]{list: list, rows: rows, first: first}
+	c.buffer, c.values = newBuffer[T](end - first)
+	copy(c.values, values[first:end])
+	return c
+}
+
+func (c *copiedList[T]) set(row, at int, id uint32) {
+	start, _ := c.list.row(row)
+	c.values[start-c.first+at] = T(id)
+}
+
+func (c *copiedList[T]) release() { c.buffer.Release() }
+
+func (c *copiedList[T]) data(t arrow.DataType) arrow.ArrayData {
+	var offsets *memory.Buffer
+	switch t.ID() {
+	case arrow.LIST:
+		offsets = copyOffsets[int32](c.list, c.rows, c.first)
+	case arrow.LARGE_LIST:
+		offsets = copyOffsets[int64](c.list, c.rows, c.first)
+	}
+	return newList(t, c.rows, offsets, newValues(t.(arrow.ListLikeType).Elem(), len(c.values), c.buffer, nil, 0))
+}
+
+func copyOffsets[T int32 | int64](list *listColumn, rows, first int) *memory.Buffer {
+	buffer, offsets := newBuffer[T](rows + 1)
+	for i := range rows {
+		_, end := list.row(i)
+		offsets[i+1] = T(end - first)
+	}
+	return buffer
+}
+
+// ignored is the label of tokens that no loss is taken of (the ignore_index of PyTorch's cross_entropy).
+const ignored = -100
+
+// labelColumn is a labels column. Labels follow the ids: where they are not -100 they must be the row's own tokens.
+type labelColumn interface {
+	// protect marks the document's tokens whose label is -100.
+	protect(row int, d *document, marks []bool) error
+	copy(rows int) columnCopy
+}
+
+func newLabelColumn(b *arrowBatch, ids *listColumn) (labelColumn, error) {
+	c, err := b.list("labels")
+	if c == nil || err != nil {
+		return nil, err
+	}
+	if err := errors.Join(c.noNullValues(), c.sameLength(ids)); err != nil {
+		return nil, err
+	}
+	switch v := c.values.(type) {
+	case *array.Int32:
+		return &typedLabels[int32]{c, v.Int32Values()}, nil
+	case *array.Int64:
+		return &typedLabels[int64]{c, v.Int64Values()}, nil
+	}
+	return nil, fail(Input, "labels holds %s, but must hold int32 or int64", c.values.DataType())
+}
+
+type typedLabels[T int32 | int64] struct {
+	*listColumn
+	labels []T
+}
+
+func (l *typedLabels[T]) protect(row int, d *document, marks []bool) error {
+	start, _ := l.row(row)
+	for j := range marks {
+		at := int(d.index(int32(j)))
+		switch label := int64(l.labels[start+at]); label {
+		case ignored:
+			marks[j] = true
+		case int64(d.ids[j]):
+		default:
+			return fail(Input, "row %d: labels[%d] is %d, but input_ids[%d] is %d; labels must be the ids themselves or -100 (edit before labels are shifted)",
+				row, at, label, at, d.ids[j])
+		}
+	}
+	return nil
+}
+
+func (l *typedLabels[T]) copy(rows int) columnCopy {
+	return newCopiedList(l.listColumn, rows, l.labels)
+}
+
+// logBuilder collects the edit log: a row for each change.
+type logBuilder struct {
+	row, position, old, new []int64
+	logp                    []float32
+}
+
+func (l *logBuilder) add(row int, position uint64, e editor.Edit) {
+	l.row = append(l.row, int64(row))
+	l.position = append(l.position, int64(position))
+	l.old = append(l.old, int64(e.Old))
+	l.new = append(l.new, int64(e.New))
+	l.logp = append(l.logp, e.LogP)
+}
+
+func (l *logBuilder) build() arrow.Array {
+	i64 := arrow.PrimitiveTypes.Int64
+	return newStruct(len(l.row), []string{"row", "position", "old", "new", "logp"}, []arrow.ArrayData{
+		copied(i64, l.row), copied(i64, l.position), copied(i64, l.old), copied(i64, l.new), copied(arrow.PrimitiveTypes.Float32, l.logp),
+	})
+}
+
+// copied makes an array of values on the C heap.
+func copied[T any](t arrow.DataType, values []T) arrow.ArrayData {
+	buffer, dst := newBuffer[T](len(values))
+	copy(dst, values)
+	return newValues(t, len(values), buffer, nil, 0)
+}

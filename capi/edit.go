@@ -1,0 +1,364 @@
+package capi
+
+// #include "guard.h"
+import "C"
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/apache/arrow/go/v17/arrow"
+	"github.com/apache/arrow/go/v17/arrow/array"
+	"github.com/apache/arrow/go/v17/arrow/bitutil"
+
+	"toedit/editor"
+	"toedit/editor/prior"
+)
+
+// openEditor is what an editor's handle stands for.
+type openEditor struct {
+	*editor.Editor
+	fingerprint string
+	vocabulary  int
+	scratch     sync.Pool // *scratch
+}
+
+// scratch is memory that one call of Edit uses for all its rows.
+type scratch struct {
+	doc       document
+	edited    editor.Document
+	plan      editor.Plan
+	protected []bool
+}
+
+// OpenEditor compiles a policy (JSON) for a prior.
+func OpenEditor(priorHandle uint64, policy string) (handle uint64, err error) {
+	err = guarded(func() error {
+		p, err := lookup[*prior.Prior](priorHandle)
+		if err != nil {
+			return err
+		}
+		parsed, err := editor.ParsePolicy([]byte(policy))
+		if err != nil {
+			return &Error{Input, err}
+		}
+		e, err := editor.New(parsed, p.Vocabulary())
+		if err != nil {
+			return &Error{Input, err}
+		}
+		handle = handles.add(&openEditor{Editor: e, fingerprint: p.Fingerprint(), vocabulary: p.VocabSize,
+			scratch: sync.Pool{New: func() any { return new(scratch) }}})
+		return nil
+	})
+	return handle, err
+}
+
+// EditArgs are the Arrow structures of one call of Edit. Counts is the address of a struct toedit_counts.
+type EditArgs struct {
+	Batch, Schema, Out, OutSchema, Log, LogSchema, Counts Address
+}
+
+// Edit edits a batch that carries its scores. See toedit_edit in toedit.h for its columns.
+func Edit(handle, seed uint64, epoch uint32, a EditArgs) error {
+	defer releaseIn(a.Batch, a.Schema)
+	return guarded(func() error {
+		if err := errors.Join(zeroOut(a.Out, a.OutSchema), zeroOut(a.Log, a.LogSchema)); err != nil {
+			return err
+		}
+		if a.Counts == 0 {
+			return fail(Input, "the pointer for the counts is null")
+		}
+		counts := (*C.struct_toedit_counts)(C.toedit_pointer(C.uint64_t(a.Counts)))
+		*counts = C.struct_toedit_counts{}
+		b, release, err := importBatch(a.Batch, a.Schema)
+		defer release()
+		if err != nil {
+			return err
+		}
+		e, err := lookup[*openEditor](handle)
+		if err != nil {
+			return err
+		}
+		in, err := newEditInput(b)
+		if err != nil {
+			return err
+		}
+		ep := editor.Epoch{Seed: seed, Epoch: epoch}
+		r, err := in.edit(e, ep)
+		if err != nil {
+			return err
+		}
+		if err := export(r.out, a.Out, a.OutSchema); err != nil {
+			r.log.Release()
+			return err
+		}
+		if err := export(r.log, a.Log, a.LogSchema); err != nil {
+			releaseOut(a.Out, a.OutSchema)
+			return err
+		}
+		*counts = C.struct_toedit_counts{
+			rows:             C.int64_t(b.rows),
+			empty_rows:       C.int64_t(r.empty),
+			overlong_rows:    C.int64_t(r.overlong),
+			tokens:           C.int64_t(r.counts.Tokens),
+			unscored:         C.int64_t(r.counts.Unscored),
+			protected_tokens: C.int64_t(r.counts.Protected),
+			candidates:       C.int64_t(r.counts.Candidates),
+			changes:          C.int64_t(r.counts.Changes),
+			expected_changes: C.double(r.counts.Expected),
+		}
+		return nil
+	})
+}
+
+// editInput is a batch whose columns were looked up and checked as far as whole columns can be.
+type editInput struct {
+	rows    int
+	ids     *listColumn
+	mask    *flagColumn
+	protect []*flagColumn
+	labels  labelColumn
+	scores  *scoresColumn
+	key     func(int) editor.Hash128 // nil: the document's own hash
+	offset  []int64                  // nil: 0
+	types   map[string]arrow.DataType
+}
+
+// editColumns are the columns that Edit knows.
+var editColumns = []string{"input_ids", "scores", "attention_mask", "labels", "protected_mask", "special_tokens_mask", "key", "offset"}
+
+func newEditInput(b *arrowBatch) (*editInput, error) {
+	if err := b.only(editColumns...); err != nil {
+		return nil, err
+	}
+	in := &editInput{rows: b.rows, types: b.types}
+	var err error
+	if in.ids, err = b.tokenColumn(); err != nil {
+		return nil, err
+	}
+	if _, ok := b.types["scores"]; !ok {
+		return nil, fail(Input, "the batch has no column scores; score it with Prior.score first")
+	}
+	if b.rows == 0 {
+		return in, nil
+	}
+	if in.scores, err = newScoresColumn(b.columns["scores"]); err != nil {
+		return nil, err
+	}
+	if in.mask, err = b.flags("attention_mask", in.ids); err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"protected_mask", "special_tokens_mask"} {
+		f, err := b.flags(name, in.ids)
+		if err != nil {
+			return nil, err
+		}
+		if f != nil {
+			in.protect = append(in.protect, f)
+		}
+	}
+	if in.labels, err = newLabelColumn(b, in.ids); err != nil {
+		return nil, err
+	}
+	return in, in.keys(b)
+}
+
+// keys looks up the key and offset columns.
+func (in *editInput) keys(b *arrowBatch) error {
+	noNulls := func(name string, c arrow.Array) error {
+		for i := range c.Len() {
+			if c.IsNull(i) {
+				return fail(Input, "row %d: the %s column is null; every row needs a value", i, name)
+			}
+		}
+		return nil
+	}
+	if c, ok := b.columns["key"]; ok {
+		if err := noNulls("key", c); err != nil {
+			return err
+		}
+		text, isText := stringValues(c)
+		numbers, isNumber := c.(*array.Int64)
+		switch {
+		case isText:
+			in.key = func(i int) editor.Hash128 { return editor.HashBytes([]byte(text(i))) }
+		case isNumber:
+			in.key = func(i int) editor.Hash128 { return editor.HashInt64(numbers.Value(i)) }
+		default:
+			return fail(Input, "the key column is %s, but must be string, large_string or int64", c.DataType())
+		}
+	}
+	if c, ok := b.columns["offset"]; ok {
+		if err := noNulls("offset", c); err != nil {
+			return err
+		}
+		numbers, ok := c.(*array.Int64)
+		if !ok {
+			return fail(Input, "the offset column is %s, but must be int64", c.DataType())
+		}
+		in.offset = numbers.Int64Values()
+		for i, o := range in.offset {
+			if o < 0 {
+				return fail(Input, "row %d: its offset is %d, but must be at least 0", i, o)
+			}
+		}
+	}
+	return nil
+}
+
+// editResult is what Edit exports.
+type editResult struct {
+	out, log        arrow.Array
+	counts          editor.Counts
+	empty, overlong int
+}
+
+func (in *editInput) edit(e *openEditor, ep editor.Epoch) (*editResult, error) {
+	if in.rows == 0 {
+		return in.editNothing(), nil
+	}
+	return withTokens(in.ids.values, tokenVisitor[*editResult]{
+		int64:  func(v []int64) (*editResult, error) { return editTokens(in, e, ep, v) },
+		int32:  func(v []int32) (*editResult, error) { return editTokens(in, e, ep, v) },
+		uint16: func(v []uint16) (*editResult, error) { return editTokens(in, e, ep, v) },
+		uint32: func(v []uint32) (*editResult, error) { return editTokens(in, e, ep, v) },
+	})
+}
+
+// editNothing is the result for a batch without rows, in the types that came in.
+func (in *editInput) editNothing() *editResult {
+	var names []string
+	var columns []arrow.ArrayData
+	for _, name := range []string{"input_ids", "labels"} {
+		if t, ok := in.types[name]; ok {
+			names, columns = append(names, name), append(columns, emptyColumn(t))
+		}
+	}
+	return &editResult{out: newStruct(0, names, columns), log: new(logBuilder).build()}
+}
+
+func emptyColumn(t arrow.DataType) arrow.ArrayData {
+	b := array.NewBuilder(heap, t)
+	defer b.Release()
+	a := b.NewArray()
+	defer a.Release()
+	a.Data().Retain()
+	return a.Data()
+}
+
+// editTokens edits every row into new columns: the ids and, where there are labels, the labels.
+func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values []T) (r *editResult, err error) {
+	s := e.scratch.Get().(*scratch)
+	defer e.scratch.Put(s)
+	r = &editResult{}
+	log := &logBuilder{}
+	ids := newCopiedList(in.ids, in.rows, values)
+	copies := []columnCopy{ids}
+	names := []string{"input_ids"}
+	if in.labels != nil {
+		copies, names = append(copies, in.labels.copy(in.rows)), append(names, "labels")
+	}
+	defer func() {
+		if err != nil {
+			for _, c := range copies {
+				c.release()
+			}
+		}
+	}()
+	for i := range in.rows {
+		start, end := in.ids.row(i)
+		if err := read(&s.doc, i, values[start:end], in.mask); err != nil {
+			return nil, err
+		}
+		offset, err := in.plan(i, e, ep, s, r)
+		if err != nil {
+			return nil, err
+		}
+		for _, edit := range s.plan.Edits {
+			at := s.doc.index(edit.Pos)
+			if uint32(T(edit.New)) != edit.New {
+				return nil, fail(Input, "row %d: position %d is to become id %d, which does not fit the column's %s; use int32 or int64 ids",
+					i, at, edit.New, in.ids.values.DataType())
+			}
+			for _, c := range copies {
+				c.set(i, int(at), edit.New)
+			}
+			log.add(i, offset+uint64(edit.Pos), edit)
+		}
+	}
+	columns := make([]arrow.ArrayData, len(copies))
+	for i, c := range copies {
+		columns[i] = c.data(in.types[names[i]])
+	}
+	r.out, r.log = newStruct(in.rows, names, columns), log.build()
+	return r, nil
+}
+
+// plan plans the edits of row i, whose tokens are in s.doc, into s.plan, and counts. It returns the row's offset.
+func (in *editInput) plan(i int, e *openEditor, ep editor.Epoch, s *scratch, r *editResult) (offset uint64, err error) {
+	if got := in.scores.prior(i); got != e.fingerprint {
+		return 0, fail(Scores, "row %d: its scores are of prior %q, but the editor has prior %s; score it with the editor's prior", i, got, e.fingerprint)
+	}
+	for j, id := range s.doc.ids {
+		if int64(id) >= int64(e.vocabulary) {
+			return 0, fail(Input, "row %d: input_ids[%d] is %d, but the prior's vocabulary ends at %d; use the prior's own tokenizer",
+				i, s.doc.index(int32(j)), id, e.vocabulary-1)
+		}
+	}
+	d := &s.edited
+	d.IDs = s.doc.ids
+	d.Hash = editor.HashBytes(littleEndian(d.IDs))
+	d.Key, d.Offset = d.Hash, 0
+	if in.key != nil {
+		d.Key = in.key(i)
+	}
+	if in.offset != nil {
+		d.Offset = uint64(in.offset[i])
+	}
+	if d.Protected, err = in.protected(i, s); err != nil {
+		return 0, err
+	}
+	in.scores.row(i, &d.Scores)
+	counts, err := e.Plan(ep, d, &s.plan)
+	if err != nil {
+		var scores *editor.ScoresError
+		kind := Input
+		if errors.As(err, &scores) {
+			kind = Scores
+		}
+		return 0, &Error{kind, fmt.Errorf("row %d: %w", i, err)}
+	}
+	r.counts.Add(counts)
+	n := len(d.IDs)
+	switch {
+	case n == 0:
+		r.empty++
+	case n > 1 && d.Scores.NullCount > 0 && !bitutil.BitIsSet(d.Scores.Valid, d.Scores.ValidOffset+n-1):
+		r.overlong++
+	}
+	return d.Offset, nil
+}
+
+// protected marks the row's tokens that masks or labels protect; nil where there are neither.
+func (in *editInput) protected(i int, s *scratch) ([]bool, error) {
+	if len(in.protect) == 0 && in.labels == nil {
+		return nil, nil
+	}
+	n := len(s.doc.ids)
+	if cap(s.protected) < n {
+		s.protected = make([]bool, n, 2*n)
+	}
+	marks := s.protected[:n]
+	clear(marks)
+	for _, f := range in.protect {
+		base, _ := f.row(i)
+		for j := range marks {
+			marks[j] = marks[j] || f.at(base+int(s.doc.index(int32(j))))
+		}
+	}
+	if in.labels != nil {
+		return marks, in.labels.protect(i, &s.doc, marks)
+	}
+	return marks, nil
+}

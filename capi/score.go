@@ -1,0 +1,278 @@
+package capi
+
+import (
+	"encoding/json"
+	"errors"
+	"math"
+	"time"
+
+	"toedit/editor"
+	"toedit/editor/prior"
+	"toedit/editor/scorer"
+)
+
+// OpenPrior opens a prior folder and returns its handle.
+func OpenPrior(dir string) (handle uint64, err error) {
+	err = guarded(func() error {
+		p, err := prior.Open(dir)
+		if err != nil {
+			return &Error{Prior, err}
+		}
+		handle = handles.add(p)
+		return nil
+	})
+	return handle, err
+}
+
+// PriorInfo is what callers may want to know of a prior, as JSON.
+type PriorInfo struct {
+	Name          string   `json:"name"`
+	Fingerprint   string   `json:"fingerprint"`
+	DType         string   `json:"dtype"`
+	Device        string   `json:"device"`
+	ContextLength int      `json:"context_length"`
+	VocabSize     int      `json:"vocab_size"`
+	TokenizerSize int      `json:"tokenizer_size"`
+	SpecialIDs    []uint32 `json:"special_ids"`
+	K             int      `json:"k"`
+}
+
+// DescribePrior returns a prior's PriorInfo as JSON.
+func DescribePrior(handle uint64) (info string, err error) {
+	err = guarded(func() error {
+		p, err := lookup[*prior.Prior](handle)
+		if err != nil {
+			return err
+		}
+		raw, err := json.Marshal(PriorInfo{p.Name, p.Fingerprint(), p.DType, p.Device, p.ContextLength, p.VocabSize, p.TokenizerSize, p.SpecialIDs, p.K})
+		info = string(raw)
+		return err
+	})
+	return info, err
+}
+
+// openScorer is what a scorer's handle stands for.
+type openScorer struct {
+	*scorer.Scorer
+	prior *prior.Prior
+}
+
+// OpenScorer loads a prior's model with the ONNX Runtime library at path.
+func OpenScorer(priorHandle uint64, library string, threads int) (handle uint64, err error) {
+	err = guarded(func() error {
+		p, err := lookup[*prior.Prior](priorHandle)
+		if err != nil {
+			return err
+		}
+		s, err := scorer.Open(p, scorer.Options{Library: library, Threads: threads})
+		if err != nil {
+			var runtime *scorer.ErrRuntime
+			if errors.As(err, &runtime) {
+				return &Error{Runtime, err}
+			}
+			return &Error{Prior, err}
+		}
+		handle = handles.add(&openScorer{s, p})
+		return nil
+	})
+	return handle, err
+}
+
+// Close closes a prior, scorer or editor handle. A job is ended by Take or Cancel.
+func Close(handle uint64) error {
+	return guarded(func() error {
+		if _, err := lookup[*job](handle); err == nil {
+			return fail(Input, "handle %#x is a scoring job; it is ended by taking its result or cancelling it", handle)
+		}
+		object, err := handles.remove(handle)
+		if err != nil {
+			return err
+		}
+		if s, ok := object.(*openScorer); ok {
+			return s.Close()
+		}
+		return nil
+	})
+}
+
+// scoreOptions are a job's settings, as JSON. Keep holds closed ranges of P whose top-k is stored.
+type scoreOptions struct {
+	K    int          `json:"k"`
+	Keep [][2]float64 `json:"keep"`
+}
+
+// ranges turns ranges of P into ranges of float32 ln P that hold exactly the same values.
+func (o *scoreOptions) ranges() ([]scorer.Range, error) {
+	out := make([]scorer.Range, 0, len(o.Keep))
+	for _, r := range o.Keep {
+		if !(r[0] >= 0 && r[0] <= r[1] && r[1] <= 1) {
+			return nil, fail(Input, "keep: [%v, %v] is not a range of P; it must have 0 <= low <= high <= 1", r[0], r[1])
+		}
+		out = append(out, scorer.Range{Low: editor.Log32Bound(r[0]), High: upperLog32(r[1])})
+	}
+	return out, nil
+}
+
+// upperLog32 is the largest float32 that is at most ln(p).
+func upperLog32(p float64) float32 {
+	ln := math.Log(p)
+	v := float32(ln)
+	if float64(v) > ln {
+		v = math.Nextafter32(v, float32(math.Inf(-1)))
+	}
+	return v
+}
+
+// job is a scoring job and what is needed to make its scores column.
+type job struct {
+	*scorer.Job
+	hashes      []uint64
+	k           int
+	fingerprint string
+}
+
+// StartScore begins to score the batch's input_ids (its real tokens, where it has an attention_mask). The batch has
+// been copied and released when this returns.
+func StartScore(scorerHandle, batch, schema Address, options string) (handle uint64, err error) {
+	defer releaseIn(batch, schema)
+	err = guarded(func() error {
+		b, release, err := importBatch(batch, schema)
+		defer release()
+		if err != nil {
+			return err
+		}
+		s, err := lookup[*openScorer](scorerHandle)
+		if err != nil {
+			return err
+		}
+		var o scoreOptions
+		if err := json.Unmarshal([]byte(options), &o); err != nil {
+			return fail(Input, "scoring options %q: %v", options, err)
+		}
+		keep, err := o.ranges()
+		if err != nil {
+			return err
+		}
+		if err := b.only("input_ids", "attention_mask"); err != nil {
+			return err
+		}
+		rows, hashes, err := copyRows(b)
+		if err != nil {
+			return err
+		}
+		j, err := s.Start(scorer.Request{Rows: rows, K: o.K, Keep: keep})
+		if errors.Is(err, scorer.ErrClosed) {
+			return &Error{Closed, err}
+		} else if err != nil {
+			return &Error{Input, err}
+		}
+		handle = handles.add(&job{j, hashes, o.K, s.prior.Fingerprint()})
+		return nil
+	})
+	return handle, err
+}
+
+// copyRows copies the batch's real tokens, and hashes them.
+func copyRows(b *arrowBatch) (rows [][]uint32, hashes []uint64, err error) {
+	ids, err := b.tokenColumn()
+	if ids == nil || err != nil {
+		return nil, nil, err
+	}
+	mask, err := b.flags("attention_mask", ids)
+	if err != nil {
+		return nil, nil, err
+	}
+	rows, hashes = make([][]uint32, b.rows), make([]uint64, b.rows)
+	_, err = withTokens(ids.values, tokenVisitor[struct{}]{
+		int64:  func(v []int64) (struct{}, error) { return struct{}{}, copyTokens(ids, v, mask, rows, hashes) },
+		int32:  func(v []int32) (struct{}, error) { return struct{}{}, copyTokens(ids, v, mask, rows, hashes) },
+		uint16: func(v []uint16) (struct{}, error) { return struct{}{}, copyTokens(ids, v, mask, rows, hashes) },
+		uint32: func(v []uint32) (struct{}, error) { return struct{}{}, copyTokens(ids, v, mask, rows, hashes) },
+	})
+	return rows, hashes, err
+}
+
+func copyTokens[T tokenID](ids *listColumn, values []T, mask *flagColumn, rows [][]uint32, hashes []uint64) error {
+	var d document
+	for i := range rows {
+		start, end := ids.row(i)
+		if err := read(&d, i, values[start:end], mask); err != nil {
+			return err
+		}
+		rows[i] = append([]uint32(nil), d.ids...)
+		hashes[i] = editor.HashBytes(littleEndian(rows[i])).Lo
+	}
+	return nil
+}
+
+// WaitScore waits at most the given time for a job; true once it is done.
+func WaitScore(handle uint64, milliseconds int) (done bool, err error) {
+	err = guarded(func() error {
+		j, err := lookup[*job](handle)
+		if err != nil {
+			return err
+		}
+		done = j.Wait(time.Duration(milliseconds) * time.Millisecond)
+		return nil
+	})
+	return done, err
+}
+
+// ScoredTokens is how many tokens a job has scored so far.
+func ScoredTokens(handle uint64) (n int64, err error) {
+	err = guarded(func() error {
+		j, err := lookup[*job](handle)
+		if err == nil {
+			n = j.Scored()
+		}
+		return err
+	})
+	return n, err
+}
+
+// CancelScore ends a job, whether done or not. When it returns, nothing of the job is in use.
+func CancelScore(handle uint64) error {
+	return guarded(func() error {
+		j, err := lookup[*job](handle)
+		if err != nil {
+			return err
+		}
+		j.Cancel()
+		_, err = handles.remove(handle)
+		return err
+	})
+}
+
+// TakeScore waits for a job, fills out with its scores column, and ends it.
+func TakeScore(handle uint64, out, outSchema Address) error {
+	return guarded(func() error {
+		if err := zeroOut(out, outSchema); err != nil {
+			return err
+		}
+		j, err := lookup[*job](handle)
+		if err != nil {
+			return err
+		}
+		rows, err := j.Result()
+		if _, gone := handles.remove(handle); gone != nil {
+			return gone
+		}
+		var panicked *scorer.PanicError
+		switch {
+		case errors.Is(err, scorer.ErrCancelled):
+			return &Error{Cancelled, err}
+		case errors.As(err, &panicked):
+			return err
+		case err != nil:
+			return &Error{Runtime, err}
+		}
+		tokens := 0
+		for i := range rows {
+			tokens += max(len(rows[i].LogP), len(rows[i].TopPos)*j.k)
+		}
+		if tokens > math.MaxInt32 {
+			return fail(Input, "a batch of %d tokens is too large for one list column; score at most %d at a time", tokens, math.MaxInt32)
+		}
+		return export(newScores(rows, j.hashes, j.k, j.fingerprint), out, outSchema)
+	})
+}

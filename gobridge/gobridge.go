@@ -1,0 +1,62 @@
+// Package gobridge is what Python may call. gopy binds it, so it speaks integers (addresses of C structures, handles),
+// strings and errors only, and does nothing itself: every function is one of package capi. An error's text begins with
+// its kind and a colon, which toedit._native turns into the exception.
+package gobridge
+
+import "toedit/capi"
+
+// OpenPrior opens a prior folder.
+func OpenPrior(dir string) (uint64, error) { return capi.OpenPrior(dir) }
+
+// DescribePrior returns what a prior is, as JSON.
+func DescribePrior(prior uint64) (string, error) { return capi.DescribePrior(prior) }
+
+// OpenScorer loads a prior's model with the ONNX Runtime library at a path.
+func OpenScorer(prior uint64, library string, threads int) (uint64, error) {
+	return capi.OpenScorer(prior, library, threads)
+}
+
+// StartScore begins to score a batch and returns a job.
+func StartScore(scorer, batch, schema uint64, options string) (uint64, error) {
+	return capi.StartScore(scorer, batch, schema, options)
+}
+
+// WaitScore waits at most some milliseconds; true once the job is done.
+func WaitScore(job uint64, milliseconds int) (bool, error) { return capi.WaitScore(job, milliseconds) }
+
+// ScoredTokens is how many tokens a job has scored so far.
+func ScoredTokens(job uint64) (int64, error) { return capi.ScoredTokens(job) }
+
+// TakeScore fills out with a job's scores and ends it.
+func TakeScore(job, out, outSchema uint64) error { return capi.TakeScore(job, out, outSchema) }
+
+// CancelScore ends a job; nothing of it is in use afterwards.
+func CancelScore(job uint64) error { return capi.CancelScore(job) }
+
+// OpenEditor compiles a policy (JSON) for a prior.
+func OpenEditor(prior uint64, policy string) (uint64, error) { return capi.OpenEditor(prior, policy) }
+
+// Edit edits a batch that carries its scores.
+func Edit(editor, seed uint64, epoch uint32, batch, schema, out, outSchema, log, logSchema, counts uint64) error {
+	return capi.Edit(editor, seed, epoch, capi.EditArgs{
+		Batch: batch, Schema: schema, Out: out, OutSchema: outSchema, Log: log, LogSchema: logSchema, Counts: counts,
+	})
+}
+
+// AddCounters adds values to counters that several processes share.
+func AddCounters(counters, values uint64, n int) error { return capi.AddCounters(counters, values, n) }
+
+// Close closes a prior, scorer or editor.
+func Close(handle uint64) error { return capi.Close(handle) }
+
+// AllocatedBytes is the memory of exported arrays that were not released.
+func AllocatedBytes() int64 { return capi.GetUsage().AllocatedBytes }
+
+// Exports is the number of exported Arrow structures that were not released.
+func Exports() int64 { return capi.GetUsage().Exports }
+
+// Handles is the number of open handles.
+func Handles() int64 { return capi.GetUsage().Handles }
+
+// PanicForTest panics on purpose.
+func PanicForTest(confirm string) error { return capi.PanicForTest(confirm) }

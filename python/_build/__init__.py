@@ -1,0 +1,1 @@
+"""The build of toedit: an in-tree PEP 517 backend around setuptools. Not part of the wheel."""

@@ -1,0 +1,45 @@
+"""toedit: token-level editing of training text (ToEdit, arXiv 2412.14689).
+
+    prior = toedit.Prior.builtin()
+    editor = toedit.Editor(prior, toedit.Policy(threshold=0.99, k=8), seed=0)
+    scores = prior.score(batch, keep=editor.policy)
+    edited = editor(batch, epoch=0)
+
+Importing this package loads neither the native library, ONNX Runtime, nor torch; each is loaded at its first use.
+"""
+
+from toedit._errors import (
+    ClosedError,
+    Error,
+    ExpectedChangesWarning,
+    InputError,
+    InternalError,
+    MissingDependencyError,
+    PriorError,
+    ScoresError,
+    ScoringError,
+    TokenizerWarning,
+)
+from toedit._version import __version__
+from toedit.editor import Edited, Editor
+from toedit.policy import Policy
+from toedit.prior import SCORES_TYPE, Prior
+
+__all__ = [
+    "SCORES_TYPE",
+    "ClosedError",
+    "Edited",
+    "Editor",
+    "Error",
+    "ExpectedChangesWarning",
+    "InputError",
+    "InternalError",
+    "MissingDependencyError",
+    "Policy",
+    "Prior",
+    "PriorError",
+    "ScoresError",
+    "ScoringError",
+    "TokenizerWarning",
+    "__version__",
+]

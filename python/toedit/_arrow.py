@@ -1,0 +1,298 @@
+"""Batches of every kind as Arrow columns, and back again.
+
+A batch is anything that has rows of token ids: a pyarrow Table, RecordBatch or (chunked) array; any object with
+``__arrow_c_array__`` or ``__arrow_c_stream__`` (polars, nanoarrow, ...); a mapping of columns; a list of mappings, one a
+row; or rows alone, as lists, NumPy or torch arrays. What comes back has the container and the dtype that came in.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from toedit._errors import InputError
+
+__all__ = ["IDS", "SCORES_TYPE", "Batch", "open_batch"]
+
+IDS = "input_ids"
+
+SCORES_TYPE = pa.struct(
+    [
+        pa.field("logp", pa.list_(pa.float32())),
+        pa.field("topk_pos", pa.list_(pa.int32())),
+        pa.field("topk_ids", pa.list_(pa.int32())),
+        pa.field("topk_logp", pa.list_(pa.float32())),
+        pa.field("k", pa.int32()),
+        pa.field("ids_hash", pa.uint64()),
+        pa.field("prior", pa.string()),
+    ]
+)
+"""The Arrow type of a scores column, version 1: one struct a document."""
+
+# Puts an edited column into the container and dtype that its original came in.
+Back = Callable[[pa.Array], Any]
+
+
+@dataclass
+class Batch:
+    """A batch, opened.
+
+    Attributes:
+        names: its columns.
+        column: the Arrow form of a column by name, and the way back.
+        rebuild: the batch with some columns replaced.
+        get: a column of a batch as its container has it.
+    """
+
+    names: list[str]
+    column: Callable[[str], tuple[pa.Array, Back]]
+    rebuild: Callable[[dict[str, Any]], Any]
+    get: Callable[[Any, str], Any]
+
+
+def open_batch(batch: Any) -> Batch:
+    """Open a batch of any kind.
+
+    Raises:
+        InputError: it is none of the kinds above.
+    """
+    if isinstance(batch, (pa.Table, pa.RecordBatch)):
+        return _open_table(batch, lambda table: table)
+    if isinstance(batch, pa.StructArray):
+        return _open_table(pa.RecordBatch.from_struct_array(batch), lambda b: b.to_struct_array())
+    if isinstance(batch, (pa.Array, pa.ChunkedArray)):
+        return _open_ids(batch)
+    if isinstance(batch, Mapping):
+        return _open_mapping(batch)
+    if isinstance(batch, np.ndarray) or _is_torch(batch):
+        return _open_ids(batch)
+    if hasattr(batch, "__arrow_c_stream__") or hasattr(batch, "__arrow_c_array__"):
+        return _open_foreign(batch)
+    if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
+        if len(batch) > 0 and isinstance(batch[0], Mapping):
+            return _open_rows(batch)
+        return _open_ids(batch)
+    raise InputError(
+        f"a batch of type {type(batch).__name__} is not known; pass Arrow data, a mapping with {IDS}, a list of rows, "
+        "NumPy or torch"
+    )
+
+
+def _open_table(table: pa.Table | pa.RecordBatch, wrap: Callable[[Any], Any]) -> Batch:
+    def column(name: str) -> tuple[pa.Array, Back]:
+        original = table.column(name)
+        if isinstance(original, pa.ChunkedArray):
+            chunk_lengths = [len(c) for c in original.chunks]
+            return _one_chunk(original), lambda a: _rechunk(a, chunk_lengths)
+        return original, lambda a: a
+
+    def rebuild(columns: dict[str, Any]) -> Any:
+        result = table
+        for name, values in columns.items():
+            index = table.schema.get_field_index(name)
+            field = table.schema.field(index).with_type(values.type)
+            result = result.set_column(index, field, values)
+        return wrap(result)
+
+    def get(result: Any, name: str) -> Any:
+        return result.field(name) if isinstance(result, pa.StructArray) else _get(result, name)
+
+    return Batch(table.schema.names, column, rebuild, get)
+
+
+def _get(container: Any, name: str) -> Any:
+    return container[name]
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _rechunk(array: pa.Array, lengths: list[int]) -> pa.ChunkedArray:
+    chunks, start = [], 0
+    for n in lengths:
+        chunks.append(array.slice(start, n))
+        start += n
+    return pa.chunked_array(chunks, type=array.type)
+
+
+def _open_foreign(batch: Any) -> Batch:
+    """Any producer of the Arrow PyCapsule interface. polars comes back as polars, others as pyarrow."""
+    polars = sys.modules.get("polars")
+    as_polars = polars is not None and isinstance(batch, (polars.DataFrame, polars.Series))
+
+    def wrap(result: Any) -> Any:
+        return polars.from_arrow(result) if as_polars and polars is not None else result
+
+    try:
+        if hasattr(batch, "__arrow_c_stream__"):
+            chunked = pa.chunked_array(batch)
+            if pa.types.is_struct(chunked.type):
+                return _open_table(pa.Table.from_struct_array(chunked), wrap)
+            return _open_ids(chunked, wrap)
+        array = pa.array(batch)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise InputError(f"Arrow data of {type(batch).__name__} cannot be imported: {error}") from None
+    if pa.types.is_struct(array.type):
+        return _open_table(pa.RecordBatch.from_struct_array(array), wrap)
+    return _open_ids(array, wrap)
+
+
+def _open_ids(ids: Any, wrap: Callable[[Any], Any] = lambda a: a) -> Batch:
+    """Rows of ids without anything beside them."""
+
+    def column(name: str) -> tuple[pa.Array, Back]:
+        return to_arrow(ids, name)
+
+    def rebuild(columns: dict[str, Any]) -> Any:
+        return wrap(columns.get(IDS, ids))
+
+    return Batch([IDS], column, rebuild, lambda result, name: result)
+
+
+def _open_mapping(batch: Mapping[str, Any]) -> Batch:
+    def column(name: str) -> tuple[pa.Array, Back]:
+        return to_arrow(batch[name], name)
+
+    def rebuild(columns: dict[str, Any]) -> Any:
+        # The original's own type where it can be copied (transformers' BatchEncoding, say), else a dict.
+        result: Any = dict(batch)
+        copy = getattr(batch, "copy", None)
+        if callable(copy) and type(batch) is not dict:
+            result = copy()
+        for name, values in columns.items():
+            result[name] = values
+        return result
+
+    return Batch([str(name) for name in batch], column, rebuild, _get)
+
+
+def _open_rows(rows: Sequence[Mapping[str, Any]]) -> Batch:
+    names = [str(name) for name in rows[0]]
+
+    def values(name: str) -> list[Any]:
+        try:
+            return [row[name] for row in rows]
+        except KeyError:
+            lacking = next(i for i, row in enumerate(rows) if name not in row)
+            raise InputError(f"row {lacking} has no {name!r}, but row 0 has; give every row the same columns") from None
+
+    def column(name: str) -> tuple[pa.Array, Back]:
+        return to_arrow(values(name), name)
+
+    def rebuild(columns: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{**row, **{name: v[i] for name, v in columns.items()}} for i, row in enumerate(rows)]
+
+    return Batch(names, column, rebuild, lambda result, name: [row[name] for row in result])
+
+
+def to_arrow(values: Any, name: str) -> tuple[pa.Array, Back]:
+    """One column as an Arrow array, without a copy where its memory allows, and the way back.
+
+    Raises:
+        InputError: its values have no common type, or one that no column has.
+    """
+    if isinstance(values, pa.Array):
+        return values, lambda a: a
+    if isinstance(values, pa.ChunkedArray):
+        lengths = [len(c) for c in values.chunks]
+        return _one_chunk(values), lambda a: _rechunk(a, lengths)
+    if _is_torch(values):
+        array, back = _from_numpy(_torch_to_numpy(values), name)
+        return array, lambda a: _numpy_to_torch(back(a), values)
+    if isinstance(values, np.ndarray) and values.dtype != object:
+        return _from_numpy(values, name)
+    if hasattr(values, "__arrow_c_array__") or hasattr(values, "__arrow_c_stream__"):
+        return pa.array(values), lambda a: a
+    if not isinstance(values, (Sequence, np.ndarray)) or isinstance(values, (str, bytes)):
+        raise InputError(f"column {name!r} is a {type(values).__name__}; it must be a list, NumPy, torch or Arrow array")
+    rows = list(values)
+    if name != IDS and len(rows) > 0 and (isinstance(rows[0], (Mapping, pa.StructScalar)) or name == "scores"):
+        return _from_structs(rows, name), lambda a: a.to_pylist()
+    if len(rows) > 0 and (isinstance(rows[0], np.ndarray) or _is_torch(rows[0])):
+        return _from_arrays(rows, name)
+    return _from_lists(rows, name)
+
+
+def _is_torch(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _torch_to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = tensor.detach().cpu().numpy()
+    return array
+
+
+def _numpy_to_torch(array: np.ndarray[Any, Any], like: Any) -> Any:
+    return sys.modules["torch"].from_numpy(array).to(device=like.device)
+
+
+def _from_numpy(array: np.ndarray[Any, Any], name: str) -> tuple[pa.Array, Back]:
+    if array.ndim == 1:
+        return pa.array(array), lambda a: a.to_numpy(zero_copy_only=False)
+    if array.ndim != 2:
+        raise InputError(f"column {name!r} has {array.ndim} dimensions; token ids have two, rows and positions")
+    rows, length = array.shape
+    if length == 0:
+        empty = pa.ListArray.from_arrays(pa.array(np.zeros(rows + 1, np.int32)), pa.array(array.reshape(-1)))
+        return empty, lambda a: array.copy()
+    flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+
+    def back(a: pa.Array) -> np.ndarray[Any, Any]:
+        values: np.ndarray[Any, Any] = a.flatten().to_numpy(zero_copy_only=False)
+        # The Arrow memory is read-only and may be shared; training code writes into its batches.
+        return values.astype(array.dtype, copy=True).reshape(rows, length)
+
+    return pa.FixedSizeListArray.from_arrays(flat, length), back
+
+
+def _from_arrays(rows: list[Any], name: str) -> tuple[pa.Array, Back]:
+    arrays = [_torch_to_numpy(r) if _is_torch(r) else np.asarray(r) for r in rows]
+    if arrays[0].ndim == 0:  # a column of numbers: keys, offsets
+        return pa.array([a.item() for a in arrays]), lambda a: a.to_pylist()
+    for i, a in enumerate(arrays):
+        if a.ndim != 1 or a.dtype != arrays[0].dtype:
+            raise InputError(
+                f"row {i}: {name} is an array of {a.dtype} with {a.ndim} dimensions; it must have one, and row 0's "
+                f"dtype {arrays[0].dtype}"
+            )
+    offsets = np.zeros(len(arrays) + 1, np.int64)
+    np.cumsum([len(a) for a in arrays], out=offsets[1:])
+    result = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays)))
+
+    def back(a: pa.Array) -> list[Any]:
+        flat = a.flatten().to_numpy(zero_copy_only=False).astype(arrays[0].dtype, copy=True)
+        parts = np.split(flat, offsets[1:-1])
+        return [_numpy_to_torch(p, r) if _is_torch(r) else p for p, r in zip(parts, rows, strict=True)]
+
+    return result, back
+
+
+def _from_lists(rows: list[Any], name: str) -> tuple[pa.Array, Back]:
+    try:
+        array = pa.array([r.tolist() if isinstance(r, np.ndarray) or _is_torch(r) else r for r in rows])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise InputError(f"column {name!r} cannot be read: {error}") from None
+    if name == IDS and pa.types.is_integer(array.type):
+        raise InputError(f"{IDS} is one row of ids; a batch is a list of rows: [ids]")
+    if pa.types.is_null(array.type) or (pa.types.is_list(array.type) and pa.types.is_null(array.type.value_type)):
+        array = array.cast(pa.list_(pa.int64())) if name != "key" else array  # rows without a token have no type
+    return array, lambda a: a.to_pylist()
+
+
+def _from_structs(rows: list[Any], name: str) -> pa.Array:
+    try:
+        return pa.array(rows, type=SCORES_TYPE if name == "scores" else None)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise InputError(f"column {name!r} is not a scores column: {error}") from None
+
+
+def chunks_of(array: pa.Array) -> Iterator[pa.Array]:
+    """The chunks of an array."""
+    yield from array.chunks if isinstance(array, pa.ChunkedArray) else [array]

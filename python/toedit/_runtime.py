@@ -1,0 +1,38 @@
+"""Finds the ONNX Runtime library that pip installed, without importing it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from toedit._errors import MissingDependencyError
+
+__all__ = ["library", "threads"]
+
+_MISSING = (
+    "scoring needs ONNX Runtime, which is not installed: pip install 'toedit[cpu]' (or 'toedit[cuda]' on a machine with "
+    "an NVIDIA card; never both). Editing from stored scores works without it."
+)
+
+
+def library() -> str:
+    """The path of libonnxruntime inside the installed ``onnxruntime`` package.
+
+    Raises:
+        MissingDependencyError: there is none.
+    """
+    spec = importlib.util.find_spec("onnxruntime")
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        found = sorted(Path(location, "capi").glob("libonnxruntime.so*"))
+        if found:
+            return str(found[-1])
+    raise MissingDependencyError(_MISSING)
+
+
+def threads(asked: int | None, in_worker: bool) -> int:
+    """How many runs are computed at a time: what was asked for, else 1 in a worker process (the trainer and the other
+    workers need the cores), else every core that this process may use (the caller waits for the scores)."""
+    if asked is not None:
+        return asked
+    return 1 if in_worker else len(os.sched_getaffinity(0))

@@ -1,0 +1,310 @@
+"""The editor: batches in, edited batches out."""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pyarrow as pa
+
+from toedit import _arrow, _bridge
+from toedit._arrow import IDS, SCORES_TYPE
+from toedit._errors import ExpectedChangesWarning, InputError, ScoresError
+from toedit._tokenizer import check_same_tokenizer
+from toedit.policy import Policy
+from toedit.prior import Prior
+
+__all__ = ["Counts", "Edited", "Editor"]
+
+SCORES = "scores"
+LABELS = "labels"
+# Columns of these names are understood: padding, labels (-100: context, not edited), and tokens that are not edited.
+_MASKS = ("attention_mask", "special_tokens_mask", "protected_mask")
+
+# Tokens after which a run that is expected to change almost nothing is told so, and what almost nothing is.
+_EXPECTED_CHECK = 10_000
+_EXPECTED_SHARE = 0.001
+
+
+@dataclass
+class Counts:
+    """What editing met and did, as totals.
+
+    Candidates and changes are two numbers: a candidate is a token in the band that may be edited, a change is one whose
+    id differs after the draw.
+
+    Attributes:
+        rows: rows seen.
+        empty_rows: rows without tokens, passed through.
+        overlong_rows: rows whose end lies beyond the prior's context and was passed through.
+        tokens: tokens seen, padding left out.
+        unscored: tokens without a score, passed through.
+        protected: tokens in the band that are protected.
+        candidates: tokens in the band that may be edited.
+        changes: candidates whose id changed.
+        expected_changes: the changes to be expected from the scores: the sum over candidates of one minus the
+            probability that the draw keeps the token.
+    """
+
+    rows: int = 0
+    empty_rows: int = 0
+    overlong_rows: int = 0
+    tokens: int = 0
+    unscored: int = 0
+    protected: int = 0
+    candidates: int = 0
+    changes: int = 0
+    expected_changes: float = 0.0
+
+    def add(self, other: Counts) -> None:
+        """Add the counts of another batch."""
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+
+
+class _NativeCounts(ctypes.Structure):
+    # struct toedit_counts of capi/toedit.h.
+    _fields_ = [(f.name, ctypes.c_double if f.name == "expected_changes" else ctypes.c_int64) for f in fields(Counts)]
+
+
+class Edited(Mapping[str, Any]):
+    """An edited batch: a mapping over its columns.
+
+    Attributes:
+        batch: the batch, in the container and dtypes that came in, with ``input_ids`` (and ``labels``, where there are
+            any) edited and every other column as it was.
+        counts: what was met and done.
+        log: a pyarrow RecordBatch with a row for each change: ``row`` (of the batch), ``position`` (index among the row's
+            real tokens, plus its offset), ``old`` and ``new`` id, ``logp`` (ln P of the old id).
+    """
+
+    __slots__ = ("_names", "_opened", "batch", "counts", "log")
+
+    def __init__(self, opened: _arrow.Batch, batch: Any, counts: Counts, log: pa.RecordBatch) -> None:
+        self._opened = opened
+        self.batch = batch
+        self.counts = counts
+        self.log = log
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._opened.names:
+            raise KeyError(name)
+        return self._opened.get(self.batch, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._opened.names)
+
+    def __len__(self) -> int:
+        return len(self._opened.names)
+
+    def __repr__(self) -> str:
+        return f"Edited({list(self)}, {self.counts})"
+
+    @property
+    def candidates(self) -> int:
+        """Tokens in the band that may be edited."""
+        return self.counts.candidates
+
+    @property
+    def changes(self) -> int:
+        """Tokens whose id changed."""
+        return self.counts.changes
+
+    @property
+    def expected_changes(self) -> float:
+        """The changes to be expected from the scores."""
+        return self.counts.expected_changes
+
+
+class Editor:
+    """Edits batches of token ids (arXiv 2412.14689, Algorithm 1).
+
+    Every draw is a function of the seed, the epoch, the document's key and the token's position alone: workers, batch
+    size, order and restarts do not matter. An editor is picklable and opens its native half at the first use in each
+    process.
+
+    Args:
+        prior: the prior whose scores decide. Editing from stored scores needs no ONNX Runtime.
+        policy: which tokens are edited, and how; by default the paper's.
+        seed: 0 to 2**64 - 1.
+        key: the name of a column (strings or integers) that names each row's document. Without one, a document's key is
+            the hash of its ids, and equal documents get equal edits in an epoch.
+        offset: the name of an integer column with the position of each row's first token in its document, for rows that
+            are chunks of documents.
+        tokenizer: the trainer's tokenizer (a ``tokenizers.Tokenizer``, a fast transformers tokenizer, or the path of a
+            tokenizer.json), compared with the prior's.
+
+    Raises:
+        InputError: an argument is out of its range, or the tokenizer is not the prior's.
+        PriorError: the prior's folder is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        policy: Policy | None = None,
+        seed: int = 0,
+        key: str | None = None,
+        offset: str | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        if not isinstance(prior, Prior):
+            raise InputError(f"prior is a {type(prior).__name__}; it must be a toedit.Prior")
+        if policy is not None and not isinstance(policy, Policy):
+            raise InputError(f"policy is a {type(policy).__name__}; it must be a toedit.Policy")
+        for name, column in (("key", key), ("offset", offset)):
+            if column is not None and not isinstance(column, str):
+                raise InputError(f"{name} is {column!r}; it must be the name of a column, or None")
+        self.prior = prior
+        self.policy = Policy() if policy is None else policy
+        self.seed = _integer("seed", seed, 2**64 - 1)
+        self.key = key
+        self.offset = offset
+        if tokenizer is not None:
+            check_same_tokenizer(tokenizer, prior.tokenizer_file)
+        self._open()
+
+    def _open(self) -> None:
+        prior, policy = self.prior, self.policy.to_json()
+        self._native = _bridge.PerProcess(self, lambda: int(_bridge.call("OpenEditor", prior.handle, policy)))
+        self._tokens = 0
+        self._expected = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("prior", "policy", "seed", "key", "offset")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __repr__(self) -> str:
+        return f"Editor({self.prior!r}, {self.policy!r}, seed={self.seed}, key={self.key!r}, offset={self.offset!r})"
+
+    def __call__(self, batch: Any, epoch: int = 0) -> Edited:
+        """Edit a batch.
+
+        Args:
+            batch: as for :meth:`Prior.score`. Beside ``input_ids`` these columns are understood: ``scores`` (else the
+                batch is scored here), ``attention_mask`` (0 is padding), ``labels`` (where -100, the token is not edited;
+                elsewhere they follow the ids), ``special_tokens_mask`` and ``protected_mask`` (not 0: not edited), and
+                the key and offset columns.
+            epoch: 0 to 2**32 - 1. Another epoch, other draws.
+
+        Returns:
+            The edited batch, with as many rows and tokens as came in.
+
+        Raises:
+            InputError: a row or a value cannot be used; the message names it.
+            ScoresError: the scores are of other ids, another prior, or do not hold what the policy needs.
+        """
+        edited = self.edit(batch, epoch)
+        if few_expected(self._tokens, self._expected) is None:
+            self._tokens += edited.counts.tokens
+            self._expected += edited.counts.expected_changes
+            warn_if_few_expected(self._tokens, self._expected, stacklevel=2)
+        return edited
+
+    def edit(self, batch: Any, epoch: int = 0) -> Edited:
+        """The same without the warning about runs that change almost nothing."""
+        epoch = _integer("epoch", epoch, 2**32 - 1)
+        opened = _arrow.open_batch(batch)
+        names = opened.names
+        if IDS not in names:
+            raise InputError(f"the batch has no column {IDS!r}, only {names}")
+        ids, ids_back = opened.column(IDS)
+        columns = {IDS: ids}
+        backs = {IDS: ids_back}
+        for name in _MASKS:
+            if name in names:
+                columns[name] = opened.column(name)[0]
+        if LABELS in names:
+            columns[LABELS], backs[LABELS] = opened.column(LABELS)
+        for column, role, integers in ((self.key, "key", False), (self.offset, "offset", True)):
+            if column is not None:
+                if column not in names:
+                    raise InputError(f"the batch has no column {column!r}, which is to be its {role}, only {names}")
+                columns[role] = _key_column(opened.column(column)[0], column, integers)
+        if SCORES in names:
+            columns[SCORES] = _scores_column(opened.column(SCORES)[0])
+        else:
+            given = {name: columns[name] for name in (IDS, "attention_mask") if name in columns}
+            columns[SCORES] = self.prior.score_columns(given, self.policy.k, [(self.policy.threshold, 1.0)])
+
+        native = self._native.get()
+        given_ = _bridge.ArrowIn(columns)
+        out, log = _bridge.ArrowOut(), _bridge.ArrowOut()
+        counts = _NativeCounts()
+        _bridge.call(
+            "Edit", native, self.seed, epoch, given_.array, given_.schema, out.array, out.schema, log.array, log.schema,
+            ctypes.addressof(counts),
+        )  # fmt: skip
+        result = out.take()
+        edited = {name: back(result.column(name)) for name, back in backs.items()}
+        return Edited(
+            opened,
+            opened.rebuild(edited),
+            Counts(*(getattr(counts, f.name) for f in fields(Counts))),
+            log.take(),
+        )
+
+
+def few_expected(tokens: int, expected: float) -> bool | None:
+    """Whether less than one token in a thousand is expected to change; None while too few were seen to tell."""
+    return None if tokens < _EXPECTED_CHECK else expected < _EXPECTED_SHARE * tokens
+
+
+def warn_if_few_expected(tokens: int, expected: float, stacklevel: int) -> None:
+    """Say so when a run is expected to change less than one token in a thousand."""
+    if few_expected(tokens, expected):
+        warnings.warn(
+            f"this policy is expected to change {expected:.1f} of the first {tokens} tokens "
+            f"({100 * expected / tokens:.3f} %): most candidates draw the token that they already are. A lower threshold, "
+            "a higher temperature or exclude_original=True changes more",
+            ExpectedChangesWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _integer(name: str, value: Any, limit: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} is {value!r}; it must be an integer") from None
+    if not 0 <= number <= limit:
+        raise InputError(f"{name} is {number}; it must be 0 to {limit}")
+    return number
+
+
+def _key_column(column: pa.Array, name: str, integers: bool) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    try:
+        if pa.types.is_integer(column.type):
+            return column.cast(pa.int64())
+        if not integers and not pa.types.is_floating(column.type):
+            return column.cast(pa.large_string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"column {name!r}: {error}") from None
+    wanted = "integers" if integers else "strings or integers"
+    raise InputError(f"column {name!r} holds {column.type}; it must hold {wanted}")
+
+
+def _scores_column(column: pa.Array) -> pa.Array:
+    """A scores column in its canonical type: files and frameworks change list widths and half floats."""
+    if column.type.equals(SCORES_TYPE):
+        return column
+    if not pa.types.is_struct(column.type):
+        raise ScoresError(f"column {SCORES!r} is {column.type}; it must be the struct that Prior.score returns")
+    missing = [f.name for f in SCORES_TYPE if column.type.get_field_index(f.name) < 0]
+    if missing:
+        raise ScoresError(f"column {SCORES!r} has no field {missing[0]!r}; make it with Prior.score")
+    try:
+        fields_ = [column.field(f.name).cast(f.type) for f in SCORES_TYPE]
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ScoresError(f"column {SCORES!r} cannot be read: {error}; make it with Prior.score") from None
+    mask = column.is_null() if column.null_count else None
+    return pa.StructArray.from_arrays(fields_, fields=list(SCORES_TYPE), mask=mask)

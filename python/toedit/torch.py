@@ -1,0 +1,194 @@
+"""Editing inside PyTorch data loading: a collate function and a dataset.
+
+Both edit in whatever process the DataLoader runs them in, with the same result. ``set_epoch`` reaches workers that are
+alive already (``persistent_workers=True``), and counts add up across workers: both live in shared memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+import pyarrow as pa
+
+from toedit import _bridge
+from toedit._errors import MissingDependencyError
+from toedit.editor import SCORES, Counts, Editor, _integer, few_expected, warn_if_few_expected
+
+try:
+    import torch
+    from torch.utils.data import Dataset, IterableDataset, default_collate
+except ImportError as error:  # pragma: no cover - depends on the environment
+    raise MissingDependencyError("toedit.torch needs PyTorch: pip install 'toedit[torch]'") from error
+
+__all__ = ["EditCollator", "EditedDataset"]
+
+_FIELDS = [f.name for f in fields(Counts)]
+# Shared counters are integers, which processes can add to atomically and in any order; expected changes are counted in
+# millionths.
+_EXPECTED_UNIT = 1e-6
+_WARNED = len(_FIELDS)
+
+
+class _Shared:
+    """The epoch and the counts of one collator or dataset, seen by all its workers.
+
+    torch's own pickling for workers hands the memory over; plain pickling copies the values.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self.counters = torch.zeros(len(_FIELDS) + 1, dtype=torch.int64).share_memory_()
+
+    def __setstate__(self, state: dict[str, torch.Tensor]) -> None:
+        self.__dict__.update({name: tensor.share_memory_() for name, tensor in state.items()})
+
+    def add(self, counts: Counts) -> None:
+        values = (ctypes.c_int64 * len(_FIELDS))(*(self._stored(name, getattr(counts, name)) for name in _FIELDS))
+        _bridge.call("AddCounters", self.counters.data_ptr(), ctypes.addressof(values), len(_FIELDS))
+
+    @staticmethod
+    def _stored(name: str, value: float) -> int:
+        return round(value / _EXPECTED_UNIT) if name == "expected_changes" else int(value)
+
+    def counts(self) -> Counts:
+        values = dict(zip(_FIELDS, self.counters.tolist(), strict=False))
+        return Counts(**{**values, "expected_changes": values["expected_changes"] * _EXPECTED_UNIT})
+
+    def warn_once(self) -> None:
+        """Whichever worker sees the 10,000th token speaks for all."""
+        if self.counters[_WARNED]:
+            return
+        counts = self.counts()
+        if few_expected(counts.tokens, counts.expected_changes) is not None:
+            self.counters[_WARNED] = 1
+            warn_if_few_expected(counts.tokens, counts.expected_changes, stacklevel=4)
+
+
+def _leave_out_of_fingerprints() -> None:
+    """Keep epoch and counts out of Hugging Face datasets' fingerprints, which hash the pickle of what they cache."""
+    dill = sys.modules.get("datasets.utils._dill")
+    if dill is not None and _Shared not in dill.Pickler.dispatch:
+        dill.pklregister(_Shared)(lambda pickler, obj: pickler.save_reduce(_Shared, (), obj=obj))
+
+
+class _Editing:
+    """What the collator and the dataset have in common."""
+
+    def __init__(self, editor: Editor) -> None:
+        if not isinstance(editor, Editor):
+            raise TypeError(f"editor is a {type(editor).__name__}; it must be a toedit.Editor")
+        self.editor = editor
+        self._shared = _Shared()
+
+    def __getstate__(self) -> dict[str, Any]:
+        _leave_out_of_fingerprints()
+        return self.__dict__
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that batches are edited for."""
+        return int(self._shared.epoch[0])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, in every worker. Call it before ``iter(loader)``: what workers have prefetched keeps its own.
+
+        Args:
+            epoch: 0 to 2**32 - 1.
+        """
+        self._shared.epoch[0] = _integer("epoch", epoch, 2**32 - 1)
+
+    def stats(self) -> Counts:
+        """What was met and done so far, by all workers of all epochs."""
+        return self._shared.counts()
+
+    def _edit(self, rows: Any) -> Any:
+        """Edit rows and take off the columns that only editing needs."""
+        edited = self.editor.edit(rows, self.epoch)
+        self._shared.add(edited.counts)
+        self._shared.warn_once()
+        spent = {SCORES, "protected_mask", self.editor.key, self.editor.offset}
+        return _without(edited.batch, [name for name in edited if name in spent])
+
+
+def _without(batch: Any, names: list[str]) -> Any:
+    if not names:
+        return batch
+    if isinstance(batch, (pa.Table, pa.RecordBatch)):
+        return batch.drop_columns(names)
+    if isinstance(batch, Mapping):
+        return {name: values for name, values in batch.items() if name not in names}
+    return [{name: value for name, value in row.items() if name not in names} for row in batch]
+
+
+class EditCollator(_Editing):
+    """A collate function that edits rows before another one makes a batch of them.
+
+    ``labels`` follow ``input_ids``: they stay -100 where they are, and such tokens are not edited. Collate functions that
+    pad, or that make labels themselves, see edited rows. Scores, key and offset columns are removed. For training data
+    only: give evaluation loaders the inner collate function.
+
+    Args:
+        editor: what edits.
+        collate_fn: makes a batch of the edited rows; torch's ``default_collate`` without one.
+    """
+
+    def __init__(self, editor: Editor, collate_fn: Callable[[Any], Any] | None = None) -> None:
+        super().__init__(editor)
+        self.collate_fn = default_collate if collate_fn is None else collate_fn
+
+    def __call__(self, rows: Any) -> Any:
+        return self.collate_fn(self._edit(rows))
+
+
+class EditedDataset(_Editing, Dataset[Any]):
+    """A dataset whose rows are edited as they are read: map-style or iterable, as the one it wraps.
+
+    Scores, key and offset columns are removed, as :class:`EditCollator` does. Where rows carry no scores, prefer
+    EditCollator: it scores a whole batch at a time, a dataset only the rows that are asked for together.
+
+    Args:
+        dataset: rows are mappings with ``input_ids``, or ids alone.
+        editor: what edits.
+    """
+
+    def __new__(cls, dataset: Any, editor: Editor) -> EditedDataset:
+        iterable = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
+        return super().__new__(_EditedIterableDataset if cls is EditedDataset and iterable else cls)
+
+    def __getnewargs__(self) -> tuple[Any, Editor]:
+        return self.dataset, self.editor
+
+    def __init__(self, dataset: Any, editor: Editor) -> None:
+        super().__init__(editor)
+        self.dataset = dataset
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch here, in every worker, and in the wrapped dataset if it has one."""
+        super().set_epoch(epoch)
+        inner = getattr(self.dataset, "set_epoch", None)
+        if callable(inner):
+            inner(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._edit([self.dataset[index]])[0]
+
+    def __getitems__(self, indices: list[Any]) -> list[Any]:
+        many = getattr(self.dataset, "__getitems__", None)
+        rows = many(indices) if callable(many) else [self.dataset[i] for i in indices]
+        edited: list[Any] = self._edit(rows)
+        return edited
+
+
+class _EditedIterableDataset(EditedDataset, IterableDataset[Any]):
+    """EditedDataset over a dataset that can only be iterated."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for row in self.dataset:
+            yield self._edit([row])[0]
