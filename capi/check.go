@@ -1,6 +1,6 @@
 package capi
 
-// #include "guard.h"
+// #include "export.h"
 import "C"
 
 import (
@@ -12,8 +12,8 @@ import (
 	"github.com/apache/arrow/go/v17/arrow"
 )
 
-// Foreign structures are believed only after they were looked through: arrow-go follows their pointers and counts as
-// they are. What can be checked is checked here (formats, children, buffers, lengths, offsets); the one thing that
+// Foreign structures are believed only after they were looked through: their pointers and counts would otherwise be
+// followed as they are. What can be checked is checked here (formats, children, buffers, lengths, offsets); the one thing that
 // cannot is whether a pointer leads to as much memory as it says.
 
 const (
@@ -33,7 +33,8 @@ var simpleTypes = map[string]arrow.DataType{
 	"u": arrow.BinaryTypes.String, "U": arrow.BinaryTypes.LargeString,
 }
 
-// cString reads at most limit bytes.
+// cString reads at most limit bytes. What is not UTF-8 is replaced: names end up in messages, and those become Python
+// strings.
 func cString(s *C.char, limit int) (string, bool) {
 	if s == nil {
 		return "", true
@@ -41,7 +42,7 @@ func cString(s *C.char, limit int) (string, bool) {
 	bytes := unsafe.Slice((*byte)(unsafe.Pointer(s)), limit+1)
 	for i := range bytes {
 		if bytes[i] == 0 {
-			return string(bytes[:i]), true
+			return strings.ToValidUTF8(string(bytes[:i]), "\uFFFD"), true
 		}
 	}
 	return "", false
@@ -83,6 +84,7 @@ func typeOf(s *C.struct_ArrowSchema, path string, depth int) (arrow.DataType, er
 			return nil, err
 		}
 		fields := make([]arrow.Field, int(s.n_children))
+		seen := make(map[string]bool, len(fields))
 		for i, child := range unsafe.Slice(s.children, int(s.n_children)) {
 			if child == nil {
 				return nil, bad("child %d is a null pointer", i)
@@ -91,6 +93,10 @@ func typeOf(s *C.struct_ArrowSchema, path string, depth int) (arrow.DataType, er
 			if !ok {
 				return nil, bad("child %d has a name longer than 256 bytes", i)
 			}
+			if seen[name] {
+				return nil, bad("it has two columns named %q", name)
+			}
+			seen[name] = true
 			t, err := typeOf(child, path+"."+name, depth+1)
 			if err != nil {
 				return nil, err
@@ -113,6 +119,11 @@ func typeOf(s *C.struct_ArrowSchema, path string, depth int) (arrow.DataType, er
 	element, err := typeOf(child, path+"[]", depth+1)
 	if err != nil {
 		return nil, err
+	}
+	// Nothing here needs other lists. So every offset that is followed belongs to a column as long as the batch: only
+	// lists hold arrays without elements, whose buffers may point anywhere.
+	if _, number := element.(arrow.FixedWidthDataType); !number {
+		return nil, bad("it is a list of %s, but lists hold numbers or booleans here", element)
 	}
 	name, ok := cString(child.name, 256)
 	if !ok {
@@ -139,7 +150,7 @@ func checkArray(a *C.struct_ArrowArray, t arrow.DataType, path string) error {
 		return bad("the ArrowArray is missing or was released before")
 	}
 	length, offset, nulls := int64(a.length), int64(a.offset), int64(a.null_count)
-	// The bound keeps (offset + length) x element size, and x the size of a fixed-size list, inside int64.
+	// The bound keeps (offset + length) x element size inside int64.
 	const limit = int64(1) << 40
 	if length < 0 || offset < 0 || length > limit || offset > limit {
 		return bad("length %d and offset %d must be 0 to %d", length, offset, limit)
@@ -209,16 +220,28 @@ func checkArray(a *C.struct_ArrowArray, t arrow.DataType, path string) error {
 		}
 	case *arrow.FixedSizeListType:
 		if n := int64(childArrays[0].length); n/int64(t.Len()) < end {
-			return bad("it has %d values, but %d lists of %d need %d", n, end, t.Len(), end*int64(t.Len()))
+			return bad("it has %d values, too few for %d lists of %d", n, end, t.Len())
 		}
 	case *arrow.ListType:
 		return checkOffsets((*int32)(buffers[1]), offset, length, int64(childArrays[0].length), bad)
 	case *arrow.LargeListType:
 		return checkOffsets((*int64)(buffers[1]), offset, length, int64(childArrays[0].length), bad)
 	case *arrow.StringType:
-		return checkOffsets((*int32)(buffers[1]), offset, length, math.MaxInt64, bad)
+		return checkText((*int32)(buffers[1]), offset, length, buffers[2], bad)
 	case *arrow.LargeStringType:
-		return checkOffsets((*int64)(buffers[1]), offset, length, limit, bad)
+		return checkText((*int64)(buffers[1]), offset, length, buffers[2], bad)
+	}
+	return nil
+}
+
+// checkText is checkOffsets for strings, whose bytes have no length of their own.
+func checkText[T int32 | int64](first *T, offset, length int64, bytes unsafe.Pointer, bad func(string, ...any) error) error {
+	const limit = int64(1) << 40
+	if err := checkOffsets(first, offset, length, limit, bad); err != nil {
+		return err
+	}
+	if bytes == nil && length > 0 && unsafe.Slice(first, offset+length+1)[offset+length] > 0 {
+		return bad("its bytes are a null pointer")
 	}
 	return nil
 }

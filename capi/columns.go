@@ -5,7 +5,6 @@ import (
 
 	"github.com/apache/arrow/go/v17/arrow"
 	"github.com/apache/arrow/go/v17/arrow/array"
-	"github.com/apache/arrow/go/v17/arrow/memory"
 
 	"toedit/editor"
 )
@@ -13,8 +12,8 @@ import (
 // columnCopy is a list column on its way out: a copy of one that came in, into which edits are written.
 type columnCopy interface {
 	set(row, at int, id uint32)
-	data(t arrow.DataType) arrow.ArrayData // hands the memory over
-	release()                              // or gives it up
+	column(name string, t arrow.DataType) *column // hands the memory over
+	free()                                        // or gives it up
 }
 
 // copiedList is a columnCopy of element type T.
@@ -22,7 +21,7 @@ type copiedList[T tokenID] struct {
 	list   *listColumn
 	rows   int
 	first  int // where row 0 begins in the source's values
-	buffer *memory.Buffer
+	buffer buffer
 	values []T
 }
 
@@ -41,26 +40,29 @@ func (c *copiedList[T]) set(row, at int, id uint32) {
 	c.values[start-c.first+at] = T(id)
 }
 
-func (c *copiedList[T]) release() { c.buffer.Release() }
+func (c *copiedList[T]) free() { c.buffer.free() }
 
-func (c *copiedList[T]) data(t arrow.DataType) arrow.ArrayData {
-	var offsets *memory.Buffer
+func (c *copiedList[T]) column(name string, t arrow.DataType) *column {
+	var offsets buffer
 	switch t.ID() {
 	case arrow.LIST:
 		offsets = copyOffsets[int32](c.list, c.rows, c.first)
 	case arrow.LARGE_LIST:
 		offsets = copyOffsets[int64](c.list, c.rows, c.first)
 	}
-	return newList(t, c.rows, offsets, newValues(t.(arrow.ListLikeType).Elem(), len(c.values), c.buffer, nil, 0))
+	list := t.(arrow.ListLikeType)
+	return listColumnOf(name, list, c.rows, offsets, valueColumn("", list.Elem(), len(c.values), c.buffer))
 }
 
-func copyOffsets[T int32 | int64](list *listColumn, rows, first int) *memory.Buffer {
-	buffer, offsets := newBuffer[T](rows + 1)
+// copyOffsets makes offsets that begin at 0, as the copied values do.
+func copyOffsets[T int32 | int64](list *listColumn, rows, first int) buffer {
+	b, offsets := newBuffer[T](rows + 1)
+	offsets[0] = 0
 	for i := range rows {
 		_, end := list.row(i)
 		offsets[i+1] = T(end - first)
 	}
-	return buffer
+	return b
 }
 
 // ignored is the label of tokens that no loss is taken of (the ignore_index of PyTorch's cross_entropy).
@@ -73,6 +75,7 @@ type labelColumn interface {
 	copy(rows int) columnCopy
 }
 
+// newLabelColumn looks up the labels, whose type was checked. nil where there are none.
 func newLabelColumn(b *arrowBatch, ids *listColumn) (labelColumn, error) {
 	c, err := b.list("labels")
 	if c == nil || err != nil {
@@ -81,13 +84,18 @@ func newLabelColumn(b *arrowBatch, ids *listColumn) (labelColumn, error) {
 	if err := errors.Join(c.noNullValues(), c.sameLength(ids)); err != nil {
 		return nil, err
 	}
-	switch v := c.values.(type) {
-	case *array.Int32:
+	if v, ok := c.values.(*array.Int32); ok {
 		return &typedLabels[int32]{c, v.Int32Values()}, nil
-	case *array.Int64:
-		return &typedLabels[int64]{c, v.Int64Values()}, nil
 	}
-	return nil, fail(Input, "labels holds %s, but must hold int32 or int64", c.values.DataType())
+	return &typedLabels[int64]{c, c.values.(*array.Int64).Int64Values()}, nil
+}
+
+func checkLabelType(t arrow.DataType) error {
+	list, ok := t.(arrow.ListLikeType)
+	if !ok || list.Elem().ID() != arrow.INT32 && list.Elem().ID() != arrow.INT64 {
+		return fail(Input, "labels is %s, but must be a list, large_list or fixed_size_list of int32 or int64", t)
+	}
+	return nil
 }
 
 type typedLabels[T int32 | int64] struct {
@@ -129,16 +137,13 @@ func (l *logBuilder) add(row int, position uint64, e editor.Edit) {
 	l.logp = append(l.logp, e.LogP)
 }
 
-func (l *logBuilder) build() arrow.Array {
+func (l *logBuilder) build() *column {
 	i64 := arrow.PrimitiveTypes.Int64
-	return newStruct(len(l.row), []string{"row", "position", "old", "new", "logp"}, []arrow.ArrayData{
-		copied(i64, l.row), copied(i64, l.position), copied(i64, l.old), copied(i64, l.new), copied(arrow.PrimitiveTypes.Float32, l.logp),
-	})
-}
-
-// copied makes an array of values on the C heap.
-func copied[T any](t arrow.DataType, values []T) arrow.ArrayData {
-	buffer, dst := newBuffer[T](len(values))
-	copy(dst, values)
-	return newValues(t, len(values), buffer, nil, 0)
+	return structOf(len(l.row),
+		copiedColumn("row", i64, l.row),
+		copiedColumn("position", i64, l.position),
+		copiedColumn("old", i64, l.old),
+		copiedColumn("new", i64, l.new),
+		copiedColumn("logp", arrow.PrimitiveTypes.Float32, l.logp),
+	)
 }

@@ -1,11 +1,12 @@
 package capi
 
-// #include "guard.h"
+// #include "export.h"
 import "C"
 
 import (
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 
 	"github.com/apache/arrow/go/v17/arrow"
@@ -61,18 +62,20 @@ type EditArgs struct {
 
 // Edit edits a batch that carries its scores. See toedit_edit in toedit.h for its columns.
 func Edit(handle, seed uint64, epoch uint32, a EditArgs) error {
-	defer releaseIn(a.Batch, a.Schema)
+	defer releaseBoth(a.Batch, a.Schema)
+	missing := errors.Join(zeroOut(a.Out, a.OutSchema), zeroOut(a.Log, a.LogSchema))
+	counts := (*C.struct_toedit_counts)(C.toedit_pointer(C.uint64_t(a.Counts)))
+	if counts != nil {
+		*counts = C.struct_toedit_counts{}
+	}
 	return guarded(func() error {
-		if err := errors.Join(zeroOut(a.Out, a.OutSchema), zeroOut(a.Log, a.LogSchema)); err != nil {
-			return err
+		if missing != nil {
+			return missing
 		}
-		if a.Counts == 0 {
+		if counts == nil {
 			return fail(Input, "the pointer for the counts is null")
 		}
-		counts := (*C.struct_toedit_counts)(C.toedit_pointer(C.uint64_t(a.Counts)))
-		*counts = C.struct_toedit_counts{}
-		b, release, err := importBatch(a.Batch, a.Schema)
-		defer release()
+		b, err := importBatch(a.Batch, a.Schema)
 		if err != nil {
 			return err
 		}
@@ -90,11 +93,11 @@ func Edit(handle, seed uint64, epoch uint32, a EditArgs) error {
 			return err
 		}
 		if err := export(r.out, a.Out, a.OutSchema); err != nil {
-			r.log.Release()
+			r.log.free()
 			return err
 		}
 		if err := export(r.log, a.Log, a.LogSchema); err != nil {
-			releaseOut(a.Out, a.OutSchema)
+			releaseBoth(a.Out, a.OutSchema)
 			return err
 		}
 		*counts = C.struct_toedit_counts{
@@ -134,6 +137,11 @@ func newEditInput(b *arrowBatch) (*editInput, error) {
 	}
 	in := &editInput{rows: b.rows, types: b.types}
 	var err error
+	if t, ok := b.types["labels"]; ok {
+		if err := checkLabelType(t); err != nil {
+			return nil, err
+		}
+	}
 	if in.ids, err = b.tokenColumn(); err != nil {
 		return nil, err
 	}
@@ -164,13 +172,14 @@ func newEditInput(b *arrowBatch) (*editInput, error) {
 	return in, in.keys(b)
 }
 
+// maxOffset leaves room for a row's positions behind it, which the log gives as int64.
+const maxOffset = math.MaxInt64 - math.MaxInt32
+
 // keys looks up the key and offset columns.
 func (in *editInput) keys(b *arrowBatch) error {
 	noNulls := func(name string, c arrow.Array) error {
-		for i := range c.Len() {
-			if c.IsNull(i) {
-				return fail(Input, "row %d: the %s column is null; every row needs a value", i, name)
-			}
+		if i := firstNull(c, 0, c.Len()); i >= 0 {
+			return fail(Input, "row %d: the %s column is null; every row needs a value", i, name)
 		}
 		return nil
 	}
@@ -199,8 +208,8 @@ func (in *editInput) keys(b *arrowBatch) error {
 		}
 		in.offset = numbers.Int64Values()
 		for i, o := range in.offset {
-			if o < 0 {
-				return fail(Input, "row %d: its offset is %d, but must be at least 0", i, o)
+			if o < 0 || o > maxOffset {
+				return fail(Input, "row %d: its offset is %d, but must be 0 to %d", i, o, int64(maxOffset))
 			}
 		}
 	}
@@ -209,7 +218,7 @@ func (in *editInput) keys(b *arrowBatch) error {
 
 // editResult is what Edit exports.
 type editResult struct {
-	out, log        arrow.Array
+	out, log        *column
 	counts          editor.Counts
 	empty, overlong int
 }
@@ -228,29 +237,29 @@ func (in *editInput) edit(e *openEditor, ep editor.Epoch) (*editResult, error) {
 
 // editNothing is the result for a batch without rows, in the types that came in.
 func (in *editInput) editNothing() *editResult {
-	var names []string
-	var columns []arrow.ArrayData
+	r := &editResult{out: structOf(0), log: new(logBuilder).build()}
 	for _, name := range []string{"input_ids", "labels"} {
-		if t, ok := in.types[name]; ok {
-			names, columns = append(names, name), append(columns, emptyColumn(t))
+		if t, ok := in.types[name].(arrow.ListLikeType); ok {
+			var offsets buffer
+			if t.ID() != arrow.FIXED_SIZE_LIST {
+				var zero []int64
+				offsets, zero = newBuffer[int64](1) // one offset, of either width
+				zero[0] = 0
+			}
+			r.out.children = append(r.out.children, listColumnOf(name, t, 0, offsets, copiedColumn[int64]("", t.Elem(), nil)))
 		}
 	}
-	return &editResult{out: newStruct(0, names, columns), log: new(logBuilder).build()}
-}
-
-func emptyColumn(t arrow.DataType) arrow.ArrayData {
-	b := array.NewBuilder(heap, t)
-	defer b.Release()
-	a := b.NewArray()
-	defer a.Release()
-	a.Data().Retain()
-	return a.Data()
+	return r
 }
 
 // editTokens edits every row into new columns: the ids and, where there are labels, the labels.
 func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values []T) (r *editResult, err error) {
 	s := e.scratch.Get().(*scratch)
-	defer e.scratch.Put(s)
+	defer func() {
+		// No views of the batch's memory, which is about to be released, may stay behind.
+		s.doc.ids, s.edited = nil, editor.Document{}
+		e.scratch.Put(s)
+	}()
 	r = &editResult{}
 	log := &logBuilder{}
 	ids := newCopiedList(in.ids, in.rows, values)
@@ -262,13 +271,13 @@ func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values
 	defer func() {
 		if err != nil {
 			for _, c := range copies {
-				c.release()
+				c.free()
 			}
 		}
 	}()
 	for i := range in.rows {
 		start, end := in.ids.row(i)
-		if err := read(&s.doc, i, values[start:end], in.mask); err != nil {
+		if err := read(&s.doc, i, values[start:end], in.mask, e.vocabulary); err != nil {
 			return nil, err
 		}
 		offset, err := in.plan(i, e, ep, s, r)
@@ -287,11 +296,10 @@ func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values
 			log.add(i, offset+uint64(edit.Pos), edit)
 		}
 	}
-	columns := make([]arrow.ArrayData, len(copies))
+	r.out, r.log = structOf(in.rows), log.build()
 	for i, c := range copies {
-		columns[i] = c.data(in.types[names[i]])
+		r.out.children = append(r.out.children, c.column(names[i], in.types[names[i]]))
 	}
-	r.out, r.log = newStruct(in.rows, names, columns), log.build()
 	return r, nil
 }
 
@@ -299,12 +307,6 @@ func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values
 func (in *editInput) plan(i int, e *openEditor, ep editor.Epoch, s *scratch, r *editResult) (offset uint64, err error) {
 	if got := in.scores.prior(i); got != e.fingerprint {
 		return 0, fail(Scores, "row %d: its scores are of prior %q, but the editor has prior %s; score it with the editor's prior", i, got, e.fingerprint)
-	}
-	for j, id := range s.doc.ids {
-		if int64(id) >= int64(e.vocabulary) {
-			return 0, fail(Input, "row %d: input_ids[%d] is %d, but the prior's vocabulary ends at %d; use the prior's own tokenizer",
-				i, s.doc.index(int32(j)), id, e.vocabulary-1)
-		}
 	}
 	d := &s.edited
 	d.IDs = s.doc.ids

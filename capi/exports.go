@@ -3,7 +3,6 @@
 // file are the same under C names, for libtoedit (capi/lib) and its header, toedit.h.
 package capi
 
-// #define TOEDIT_NO_PROTOTYPES
 // #include <stdlib.h>
 // #include <string.h>
 // #include "toedit.h"
@@ -65,8 +64,8 @@ func toedit_scorer_open(prior C.uint64_t, library *C.toedit_cchar, threads C.int
 //export toedit_score
 func toedit_score(scorer C.uint64_t, options *C.toedit_cchar, batch *C.struct_ArrowArray, schema *C.struct_ArrowSchema,
 	out *C.struct_ArrowArray, outSchema *C.struct_ArrowSchema, message **C.char) C.int32_t {
-	if err := guarded(func() error { return zeroOut(addressOf(out), addressOf(outSchema)) }); err != nil {
-		releaseIn(addressOf(batch), addressOf(schema))
+	if err := zeroOut(addressOf(out), addressOf(outSchema)); err != nil {
+		releaseBoth(addressOf(batch), addressOf(schema))
 		return status(err, message)
 	}
 	job, err := StartScore(uint64(scorer), addressOf(batch), addressOf(schema), C.GoString(options))
@@ -101,6 +100,9 @@ func toedit_close(handle C.uint64_t, message **C.char) C.int32_t {
 
 //export toedit_get_usage
 func toedit_get_usage(usage *C.struct_toedit_usage, message **C.char) C.int32_t {
+	if usage != nil {
+		*usage = C.struct_toedit_usage{}
+	}
 	return status(guarded(func() error {
 		if usage == nil {
 			return fail(Input, "the pointer for the usage is null")

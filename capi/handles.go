@@ -1,8 +1,11 @@
 package capi
 
 import (
+	"fmt"
 	"os"
 	"sync"
+
+	"toedit/editor/prior"
 )
 
 // Handles are integers: the process that made them in the upper half, a running number in the lower. A handle that
@@ -63,7 +66,21 @@ func lookup[T any](h uint64) (T, error) {
 	}
 	typed, ok := object.(T)
 	if !ok {
-		return none, fail(Closed, "handle %#x is a %T, not a %T", h, object, none)
+		return none, fail(Closed, "handle %#x is %s, not %s", h, kindOf(object), kindOf(any(none)))
 	}
 	return typed, nil
+}
+
+func kindOf(object any) string {
+	switch object.(type) {
+	case *prior.Prior:
+		return "a prior"
+	case *openScorer:
+		return "a scorer"
+	case *openEditor:
+		return "an editor"
+	case *job:
+		return "a scoring job"
+	}
+	return fmt.Sprintf("a %T", object)
 }

@@ -1,11 +1,11 @@
 package capi
 
 import (
-	"math"
-	"unsafe"
+	"sort"
 
 	"github.com/apache/arrow/go/v17/arrow"
 	"github.com/apache/arrow/go/v17/arrow/array"
+	"github.com/apache/arrow/go/v17/arrow/bitutil"
 )
 
 // tokenID is what input_ids may hold. It is the constraint of editor.Apply.
@@ -34,12 +34,8 @@ func newListColumn(name string, column arrow.Array) (*listColumn, error) {
 		return nil, fail(Input, "column %s is %s, but must be a list, large_list or fixed_size_list", name, column.DataType())
 	}
 	c := &listColumn{name: name, lists: lists, values: lists.ListValues()}
-	if column.NullN() > 0 {
-		for i := range column.Len() {
-			if column.IsNull(i) {
-				return nil, fail(Input, "row %d: %s is null; drop the row or give it an empty list", i, name)
-			}
-		}
+	if i := firstNull(column, 0, column.Len()); i >= 0 {
+		return nil, fail(Input, "row %d: %s is null; drop the row or give it an empty list", i, name)
 	}
 	return c, nil
 }
@@ -52,18 +48,30 @@ func (c *listColumn) row(i int) (start, end int) {
 
 // noNullValues refuses null elements inside the rows.
 func (c *listColumn) noNullValues() error {
-	if c.values.NullN() == 0 {
+	rows := c.lists.Len()
+	first, _ := c.row(0)
+	_, end := c.row(rows - 1)
+	null := firstNull(c.values, first, end)
+	if null < 0 {
 		return nil
 	}
-	for i := range c.lists.Len() {
-		start, end := c.row(i)
-		for j := start; j < end; j++ {
-			if c.values.IsNull(j) {
-				return fail(Input, "row %d: %s[%d] is null; every token needs a value", i, c.name, j-start)
-			}
+	i := sort.Search(rows, func(i int) bool { _, end := c.row(i); return end > null })
+	start, _ := c.row(i)
+	return fail(Input, "row %d: %s[%d] is null; every token needs a value", i, c.name, null-start)
+}
+
+// firstNull is the first null of a[from:to], or -1. It asks the bitmap: null_count is only what a stranger says, and
+// counting the nulls of a whole column for each batch of its rows would be slow.
+func firstNull(a arrow.Array, from, to int) int {
+	valid, offset := a.NullBitmapBytes(), a.Data().Offset()
+	if len(valid) == 0 || bitutil.CountSetBits(valid, offset+from, to-from) == to-from {
+		return -1
+	}
+	for i := from; ; i++ {
+		if !bitutil.BitIsSet(valid, offset+i) {
+			return i
 		}
 	}
-	return nil
 }
 
 // sameLength refuses a column whose rows are not as long as the ids'.
@@ -127,42 +135,64 @@ type document struct {
 	buf  []uint32
 }
 
-// read fills the document from row values, leaving out what the attention mask calls padding.
-func read[T tokenID](d *document, i int, values []T, mask *flagColumn) error {
+// read fills the document from row values, leaving out what the attention mask calls padding. It refuses ids that the
+// prior does not have.
+func read[T tokenID](d *document, row int, values []T, mask *flagColumn, vocabulary int) error {
 	d.real = nil
-	if mask == nil {
-		if same, ok := any(values).([]uint32); ok {
-			d.ids = same
-			return nil
+	if mask != nil {
+		return readMasked(d, row, values, mask, vocabulary)
+	}
+	var largest uint64
+	if same, ok := any(values).([]uint32); ok {
+		d.ids = same
+		for _, v := range same {
+			largest = max(largest, uint64(v))
 		}
+	} else {
 		if cap(d.buf) < len(values) {
 			d.buf = make([]uint32, len(values), 2*len(values))
 		}
 		d.ids = d.buf[:len(values)]
-		// One test at the end of the row instead of one a token: no id may have a bit outside the lower 32, or the
-		// sign bit of its own type.
-		var outside uint64
+		largest = narrow(d.ids, values)
+	}
+	// One test for the whole row; which id it was is looked up only where there is something to say about it.
+	if largest >= uint64(vocabulary) {
 		for j, v := range values {
-			outside |= uint64(int64(v))
-			d.ids[j] = uint32(v)
-		}
-		if outside > math.MaxUint32 {
-			for j, v := range values {
-				if err := checkID(i, j, int64(v)); err != nil {
-					return err
-				}
+			if err := checkID(row, j, int64(v), vocabulary); err != nil {
+				return err
 			}
 		}
-		return nil
 	}
+	return nil
+}
+
+// narrow copies ids into uint32 and returns the largest, where negative ids count as very large. Four at a time: this
+// passes over every token of every batch.
+func narrow[T tokenID](dst []uint32, src []T) uint64 {
+	var a, b, c, d uint64
+	for len(src) >= 4 && len(dst) >= 4 {
+		s, t := src[:4:4], dst[:4:4]
+		v0, v1, v2, v3 := uint64(int64(s[0])), uint64(int64(s[1])), uint64(int64(s[2])), uint64(int64(s[3]))
+		a, b, c, d = max(a, v0), max(b, v1), max(c, v2), max(d, v3)
+		t[0], t[1], t[2], t[3] = uint32(v0), uint32(v1), uint32(v2), uint32(v3)
+		src, dst = src[4:], dst[4:]
+	}
+	for i, v := range src {
+		a = max(a, uint64(int64(v)))
+		dst[i] = uint32(v)
+	}
+	return max(a, b, c, d)
+}
+
+func readMasked[T tokenID](d *document, row int, values []T, mask *flagColumn, vocabulary int) error {
 	d.buf = d.buf[:0]
 	d.real = make([]int32, 0, len(values))
-	base, _ := mask.row(i)
+	base, _ := mask.row(row)
 	for j, v := range values {
 		if !mask.at(base + j) {
 			continue
 		}
-		if err := checkID(i, j, int64(v)); err != nil {
+		if err := checkID(row, j, int64(v), vocabulary); err != nil {
 			return err
 		}
 		d.buf = append(d.buf, uint32(v))
@@ -172,10 +202,10 @@ func read[T tokenID](d *document, i int, values []T, mask *flagColumn) error {
 	return nil
 }
 
-func checkID(row, position int, id int64) error {
-	if id < 0 || id > math.MaxUint32 {
-		return fail(Input, "row %d: input_ids[%d] is %d, but ids are 0 to %d; use the prior's own tokenizer (padding needs an attention_mask)",
-			row, position, id, uint32(math.MaxUint32))
+func checkID(row, position int, id int64, vocabulary int) error {
+	if id < 0 || id >= int64(vocabulary) {
+		return fail(Input, "row %d: input_ids[%d] is %d, but the prior's vocabulary is 0 to %d; use the prior's own tokenizer (padding needs an attention_mask)",
+			row, position, id, vocabulary-1)
 	}
 	return nil
 }
@@ -242,10 +272,4 @@ func checkTokenType(t arrow.DataType) error {
 		return nil
 	}
 	return badTokenType(list.Elem())
-}
-
-// bytesOf views a slice's memory.
-func bytesOf[T any](s []T) []byte {
-	var zero T
-	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(s))), len(s)*int(unsafe.Sizeof(zero)))
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math"
+	"strings"
 	"time"
 
 	"toedit/editor"
@@ -14,6 +15,9 @@ import (
 // OpenPrior opens a prior folder and returns its handle.
 func OpenPrior(dir string) (handle uint64, err error) {
 	err = guarded(func() error {
+		if dir == "" {
+			return fail(Prior, "the prior folder's path is empty")
+		}
 		p, err := prior.Open(dir)
 		if err != nil {
 			return &Error{Prior, err}
@@ -64,6 +68,12 @@ func OpenScorer(priorHandle uint64, library string, threads int) (handle uint64,
 		if err != nil {
 			return err
 		}
+		if threads < 1 {
+			return fail(Input, "threads is %d, but must be at least 1", threads)
+		}
+		if library == "" {
+			return fail(Runtime, "the path of the ONNX Runtime library is empty")
+		}
 		s, err := scorer.Open(p, scorer.Options{Library: library, Threads: threads})
 		if err != nil {
 			var runtime *scorer.ErrRuntime
@@ -101,6 +111,19 @@ type scoreOptions struct {
 	Keep [][2]float64 `json:"keep"`
 }
 
+// parseScoreOptions is strict: a misspelt setting would otherwise be ignored in silence.
+func parseScoreOptions(text string) (o scoreOptions, err error) {
+	d := json.NewDecoder(strings.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&o); err != nil {
+		return o, fail(Input, `scoring options %q are not like {"k": 8, "keep": [[0.9, 1]]}: %v`, text, err)
+	}
+	if d.More() {
+		return o, fail(Input, "scoring options %q go on after their end", text)
+	}
+	return o, nil
+}
+
 // ranges turns ranges of P into ranges of float32 ln P that hold exactly the same values.
 func (o *scoreOptions) ranges() ([]scorer.Range, error) {
 	out := make([]scorer.Range, 0, len(o.Keep))
@@ -134,10 +157,9 @@ type job struct {
 // StartScore begins to score the batch's input_ids (its real tokens, where it has an attention_mask). The batch has
 // been copied and released when this returns.
 func StartScore(scorerHandle, batch, schema Address, options string) (handle uint64, err error) {
-	defer releaseIn(batch, schema)
+	defer releaseBoth(batch, schema)
 	err = guarded(func() error {
-		b, release, err := importBatch(batch, schema)
-		defer release()
+		b, err := importBatch(batch, schema)
 		if err != nil {
 			return err
 		}
@@ -145,9 +167,9 @@ func StartScore(scorerHandle, batch, schema Address, options string) (handle uin
 		if err != nil {
 			return err
 		}
-		var o scoreOptions
-		if err := json.Unmarshal([]byte(options), &o); err != nil {
-			return fail(Input, "scoring options %q: %v", options, err)
+		o, err := parseScoreOptions(options)
+		if err != nil {
+			return err
 		}
 		keep, err := o.ranges()
 		if err != nil {
@@ -156,7 +178,7 @@ func StartScore(scorerHandle, batch, schema Address, options string) (handle uin
 		if err := b.only("input_ids", "attention_mask"); err != nil {
 			return err
 		}
-		rows, hashes, err := copyRows(b)
+		rows, hashes, err := copyRows(b, s.prior.VocabSize)
 		if err != nil {
 			return err
 		}
@@ -173,7 +195,7 @@ func StartScore(scorerHandle, batch, schema Address, options string) (handle uin
 }
 
 // copyRows copies the batch's real tokens, and hashes them.
-func copyRows(b *arrowBatch) (rows [][]uint32, hashes []uint64, err error) {
+func copyRows(b *arrowBatch, vocabulary int) (rows [][]uint32, hashes []uint64, err error) {
 	ids, err := b.tokenColumn()
 	if ids == nil || err != nil {
 		return nil, nil, err
@@ -184,19 +206,27 @@ func copyRows(b *arrowBatch) (rows [][]uint32, hashes []uint64, err error) {
 	}
 	rows, hashes = make([][]uint32, b.rows), make([]uint64, b.rows)
 	_, err = withTokens(ids.values, tokenVisitor[struct{}]{
-		int64:  func(v []int64) (struct{}, error) { return struct{}{}, copyTokens(ids, v, mask, rows, hashes) },
-		int32:  func(v []int32) (struct{}, error) { return struct{}{}, copyTokens(ids, v, mask, rows, hashes) },
-		uint16: func(v []uint16) (struct{}, error) { return struct{}{}, copyTokens(ids, v, mask, rows, hashes) },
-		uint32: func(v []uint32) (struct{}, error) { return struct{}{}, copyTokens(ids, v, mask, rows, hashes) },
+		int64: func(v []int64) (struct{}, error) {
+			return struct{}{}, copyTokens(ids, v, mask, vocabulary, rows, hashes)
+		},
+		int32: func(v []int32) (struct{}, error) {
+			return struct{}{}, copyTokens(ids, v, mask, vocabulary, rows, hashes)
+		},
+		uint16: func(v []uint16) (struct{}, error) {
+			return struct{}{}, copyTokens(ids, v, mask, vocabulary, rows, hashes)
+		},
+		uint32: func(v []uint32) (struct{}, error) {
+			return struct{}{}, copyTokens(ids, v, mask, vocabulary, rows, hashes)
+		},
 	})
 	return rows, hashes, err
 }
 
-func copyTokens[T tokenID](ids *listColumn, values []T, mask *flagColumn, rows [][]uint32, hashes []uint64) error {
+func copyTokens[T tokenID](ids *listColumn, values []T, mask *flagColumn, vocabulary int, rows [][]uint32, hashes []uint64) error {
 	var d document
 	for i := range rows {
 		start, end := ids.row(i)
-		if err := read(&d, i, values[start:end], mask); err != nil {
+		if err := read(&d, i, values[start:end], mask, vocabulary); err != nil {
 			return err
 		}
 		rows[i] = append([]uint32(nil), d.ids...)
@@ -268,10 +298,10 @@ func TakeScore(handle uint64, out, outSchema Address) error {
 		}
 		tokens := 0
 		for i := range rows {
-			tokens += max(len(rows[i].LogP), len(rows[i].TopPos)*j.k)
+			tokens += max(len(rows[i].LogP), len(rows[i].TopPos)*j.k, len(j.fingerprint))
 		}
 		if tokens > math.MaxInt32 {
-			return fail(Input, "a batch of %d tokens is too large for one list column; score at most %d at a time", tokens, math.MaxInt32)
+			return fail(Input, "a batch with %d values is too large for list columns, which hold %d; score fewer rows at a time", tokens, math.MaxInt32)
 		}
 		return export(newScores(rows, j.hashes, j.k, j.fingerprint), out, outSchema)
 	})

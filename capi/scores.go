@@ -1,10 +1,13 @@
 package capi
 
 import (
+	"errors"
+	"slices"
+	"unsafe"
+
 	"github.com/apache/arrow/go/v17/arrow"
 	"github.com/apache/arrow/go/v17/arrow/array"
 	"github.com/apache/arrow/go/v17/arrow/bitutil"
-	"github.com/apache/arrow/go/v17/arrow/memory"
 
 	"toedit/editor"
 	"toedit/editor/scorer"
@@ -29,12 +32,8 @@ func newScoresColumn(column arrow.Array) (*scoresColumn, error) {
 	if !ok {
 		return nil, fail(Scores, "column scores is %s, but must be the struct that Prior.score returns", column.DataType())
 	}
-	if s.NullN() > 0 {
-		for i := range s.Len() {
-			if s.IsNull(i) {
-				return nil, fail(Scores, "row %d: scores is null; score it with Prior.score first", i)
-			}
-		}
+	if i := firstNull(s, 0, s.Len()); i >= 0 {
+		return nil, fail(Scores, "row %d: scores is null; score it with Prior.score first", i)
 	}
 	t := s.DataType().(*arrow.StructType)
 	fields := map[string]arrow.Array{}
@@ -46,37 +45,25 @@ func newScoresColumn(column arrow.Array) (*scoresColumn, error) {
 		if !ok {
 			return nil, fail(Scores, "column scores has no field %q; make it with Prior.score", name)
 		}
-		if f.NullN() > 0 {
-			for i := range f.Len() {
-				if f.IsNull(i) {
-					return nil, fail(Scores, "row %d: scores.%s is null; score the row with Prior.score", i, name)
-				}
-			}
+		if i := firstNull(f, 0, f.Len()); i >= 0 {
+			return nil, fail(Scores, "row %d: scores.%s is null; score the row with Prior.score", i, name)
 		}
 	}
 	c := &scoresColumn{}
-	var err error
-	list := func(name string) *listColumn {
-		l, e := newListColumn("scores."+name, fields[name])
-		if e != nil && err == nil {
-			err = e
+	for i, l := range []**listColumn{&c.logp, &c.pos, &c.ids, &c.topLogp} {
+		var err error
+		if *l, err = newListColumn("scores."+scoresFields[i], fields[scoresFields[i]]); err == nil && i > 0 {
+			err = (*l).noNullValues() // of logp's values any may be null
 		}
-		return l
-	}
-	c.logp, c.pos, c.ids, c.topLogp = list("logp"), list("topk_pos"), list("topk_ids"), list("topk_logp")
-	if err != nil {
-		return nil, err
+		if err != nil {
+			return nil, &Error{Scores, errors.Unwrap(err)}
+		}
 	}
 	wrong := func(name string, got arrow.Array, want string) error {
 		return fail(Scores, "scores.%s is %s, but must be %s", name, got.DataType(), want)
 	}
 	if c.logpValues, ok = c.logp.values.(*array.Float32); !ok {
 		return nil, wrong("logp", c.logp.lists, "list<float32>")
-	}
-	for _, l := range []*listColumn{c.pos, c.ids, c.topLogp} {
-		if err := l.noNullValues(); err != nil {
-			return nil, err
-		}
 	}
 	pos, ok1 := c.pos.values.(*array.Int32)
 	ids, ok2 := c.ids.values.(*array.Int32)
@@ -121,11 +108,12 @@ func stringValues(a arrow.Array) (func(int) string, bool) {
 func (c *scoresColumn) row(i int, s *editor.Scores) {
 	from, to := c.logp.row(i)
 	s.LogP = c.logpValues.Float32Values()[from:to]
-	s.Valid, s.NullCount = nil, 0
-	if c.logpValues.NullN() > 0 {
-		s.Valid = c.logpValues.NullBitmapBytes()
-		s.ValidOffset = c.logpValues.Data().Offset() + from
-		s.NullCount = to - from - bitutil.CountSetBits(s.Valid, s.ValidOffset, to-from)
+	s.Valid, s.ValidOffset, s.NullCount = nil, 0, 0
+	if valid := c.logpValues.NullBitmapBytes(); len(valid) > 0 {
+		at := c.logpValues.Data().Offset() + from
+		if nulls := to - from - bitutil.CountSetBits(valid, at, to-from); nulls > 0 {
+			s.Valid, s.ValidOffset, s.NullCount = valid, at, nulls
+		}
 	}
 	from, to = c.pos.row(i)
 	s.TopPos = c.posValues[from:to]
@@ -136,72 +124,64 @@ func (c *scoresColumn) row(i int, s *editor.Scores) {
 	s.K, s.IDsHash = int(c.k[i]), c.hash[i]
 }
 
-// newScores builds the scores column of scored rows on the C heap. hashes are the documents' low hash halves.
-func newScores(rows []scorer.Row, hashes []uint64, k int, fingerprint string) arrow.Array {
-	n, tokens, unscored, top := len(rows), 0, 0, 0
+// newScores builds the scores column of scored rows. hashes are the documents' low hash halves.
+func newScores(rows []scorer.Row, hashes []uint64, k int, fingerprint string) *column {
+	n := len(rows)
+	f32, i32 := arrow.PrimitiveTypes.Float32, arrow.PrimitiveTypes.Int32
+	logp := lists(rows, "logp", f32, func(r *scorer.Row) []float32 { return r.LogP })
+	unscored := 0
 	for i := range rows {
-		tokens += len(rows[i].LogP)
 		unscored += rows[i].Unscored
-		top += len(rows[i].TopPos)
 	}
-	logpOffsets, logpOff := newBuffer[int32](n + 1)
-	logpValues, logp := newBuffer[float32](tokens)
-	posOffsets, posOff := newBuffer[int32](n + 1)
-	posValues, pos := newBuffer[int32](top)
-	idsOffsets, idsOff := newBuffer[int32](n + 1)
-	idsValues, ids := newBuffer[int32](top * k)
-	topOffsets, topOff := newBuffer[int32](n + 1)
-	topValues, topLogp := newBuffer[float32](top * k)
-	kValues, ks := newBuffer[int32](n)
-	hashValues, hash := newBuffer[uint64](n)
-	priorOffsets, priorOff := newBuffer[int32](n + 1)
-	priorValues, prior := newBuffer[byte](n * len(fingerprint))
-	var valid *memory.Buffer
-	var bits []byte
 	if unscored > 0 {
-		valid, bits = newBuffer[byte](int(bitutil.BytesForBits(int64(tokens))))
+		logp.children[0].markUnscored(unscored)
 	}
-	t, p := 0, 0
-	for i := range rows {
-		r := &rows[i]
-		for j, lp := range r.LogP {
-			if lp == lp {
-				logp[t+j] = lp
-				if bits != nil {
-					bitutil.SetBit(bits, t+j)
-				}
-			} // an unscored token's slot stays 0 under its null
-		}
-		copy(pos[p:], r.TopPos)
-		copy(ids[p*k:], r.TopIDs)
-		copy(topLogp[p*k:], r.TopLogP)
-		t += len(r.LogP)
-		p += len(r.TopPos)
-		logpOff[i+1], posOff[i+1], idsOff[i+1], topOff[i+1] = int32(t), int32(p), int32(p*k), int32(p*k)
-		ks[i], hash[i] = int32(k), hashes[i]
-		copy(prior[i*len(fingerprint):], fingerprint)
-		priorOff[i+1] = int32((i + 1) * len(fingerprint))
+	priors := &column{name: "prior", dataType: arrow.BinaryTypes.String, length: n}
+	offsets, ends := newBuffer[int32](n + 1)
+	text, bytes := newBuffer[byte](n * len(fingerprint))
+	for i := range n + 1 {
+		ends[i] = int32(i * len(fingerprint))
 	}
-	list := func(element arrow.DataType, offsets, values *memory.Buffer, n2 int, valid *memory.Buffer, nulls int) arrow.ArrayData {
-		return newList(arrow.ListOf(element), n, offsets, newValues(element, n2, values, valid, nulls))
+	for i := range n {
+		copy(bytes[ends[i]:], fingerprint)
 	}
-	strings := arrow.BinaryTypes.String
-	priorData := func() arrow.ArrayData {
-		defer priorOffsets.Release()
-		defer priorValues.Release()
-		return arrayData(strings, n, nil, priorOffsets, priorValues)
-	}
-	return newStruct(n, scoresFields, []arrow.ArrayData{
-		list(arrow.PrimitiveTypes.Float32, logpOffsets, logpValues, tokens, valid, unscored),
-		list(arrow.PrimitiveTypes.Int32, posOffsets, posValues, top, nil, 0),
-		list(arrow.PrimitiveTypes.Int32, idsOffsets, idsValues, top*k, nil, 0),
-		list(arrow.PrimitiveTypes.Float32, topOffsets, topValues, top*k, nil, 0),
-		newValues(arrow.PrimitiveTypes.Int32, n, kValues, nil, 0),
-		newValues(arrow.PrimitiveTypes.Uint64, n, hashValues, nil, 0),
-		priorData(),
-	})
+	priors.buffers = []buffer{{}, offsets, text}
+	return structOf(n, logp,
+		lists(rows, "topk_pos", i32, func(r *scorer.Row) []int32 { return r.TopPos }),
+		lists(rows, "topk_ids", i32, func(r *scorer.Row) []int32 { return r.TopIDs }),
+		lists(rows, "topk_logp", f32, func(r *scorer.Row) []float32 { return r.TopLogP }),
+		copiedColumn("k", i32, slices.Repeat([]int32{int32(k)}, n)),
+		copiedColumn("ids_hash", arrow.PrimitiveTypes.Uint64, hashes),
+		priors,
+	)
 }
 
-func arrayData(t arrow.DataType, n int, buffers ...*memory.Buffer) arrow.ArrayData {
-	return array.NewData(t, n, buffers, nil, 0, 0)
+// lists is a list column of one slice a row.
+func lists[T any](rows []scorer.Row, name string, t arrow.DataType, of func(*scorer.Row) []T) *column {
+	offsets, ends := newBuffer[int32](len(rows) + 1)
+	ends[0] = 0
+	for i := range rows {
+		ends[i+1] = ends[i] + int32(len(of(&rows[i])))
+	}
+	total := int(ends[len(rows)])
+	b, values := newBuffer[T](total)
+	for i := range rows {
+		copy(values[ends[i]:], of(&rows[i]))
+	}
+	return listColumnOf(name, arrow.ListOf(t), len(rows), offsets, valueColumn("", t, total, b))
+}
+
+// markUnscored makes nulls of the values that are NaN, with 0 beneath them.
+func (c *column) markUnscored(nulls int) {
+	values := unsafe.Slice((*float32)(c.buffers[1].pointer), c.length)
+	valid, bits := newBuffer[byte](int(bitutil.BytesForBits(int64(c.length))))
+	clear(bits)
+	for i, v := range values {
+		if v != v {
+			values[i] = 0
+		} else {
+			bitutil.SetBit(bits, i)
+		}
+	}
+	c.buffers[0], c.nulls = valid, nulls
 }

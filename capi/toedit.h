@@ -5,8 +5,8 @@
  * before anything else is done.
  *
  * Arrow structures passed in are consumed: whatever the status, they have been released when the function returns.
- * Arrow structures passed out are filled on TOEDIT_OK only; the caller releases them. They may be dropped in a forked
- * child, where releasing them does nothing.
+ * Arrow structures passed out are filled on TOEDIT_OK only; the caller releases them. That never enters this
+ * library's Go runtime, so it may be done in a forked child too.
  *
  * Handles are valid in the process that made them. After fork, a child must load its own copy of the library.
  * All functions may be called from any thread. */
@@ -88,8 +88,6 @@ struct toedit_usage {
   int64_t handles;
 };
 
-#ifndef TOEDIT_NO_PROTOTYPES
-
 /* Frees a message. NULL is fine. */
 void toedit_free(char* message);
 
@@ -123,8 +121,6 @@ int32_t toedit_close(uint64_t handle, char** error);
 
 /* What the library holds now. */
 int32_t toedit_get_usage(struct toedit_usage* usage, char** error);
-
-#endif /* TOEDIT_NO_PROTOTYPES */
 
 #ifdef __cplusplus
 }

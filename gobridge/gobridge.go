@@ -43,6 +43,9 @@ func Edit(editor, seed uint64, epoch uint32, batch, schema, out, outSchema, log,
 	})
 }
 
+// ReleaseArrow releases an array and its schema that Edit or TakeScore filled and nobody imported.
+func ReleaseArrow(array, schema uint64) error { return capi.ReleaseArrow(array, schema) }
+
 // AddCounters adds values to counters that several processes share.
 func AddCounters(counters, values uint64, n int) error { return capi.AddCounters(counters, values, n) }
 

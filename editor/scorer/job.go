@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,7 @@ type Job struct {
 	mu     sync.Mutex
 	active map[*ort.RunOptions]struct{} // runs inside ONNX Runtime, to be terminated by Cancel
 	err    error                        // the first error
+	whole  bool                         // every run was stored
 }
 
 // Start begins to score. The request's rows are read until the job is done.
@@ -60,7 +62,7 @@ func (s *Scorer) Start(req Request) (*Job, error) {
 		j.rows[i].LogP = logp
 	}
 	var runs []run
-	runs, j.padded = planRuns(positions)
+	runs, j.padded = planRuns(positions, s.prior.ContextLength)
 	go j.loop(runs)
 	return j, nil
 }
@@ -91,6 +93,7 @@ func (j *Job) loop(runs []run) {
 	}
 	close(next)
 	workers.Wait()
+	j.whole = j.ctx.Err() == nil
 	for i := range j.rows {
 		for _, lp := range j.rows[i].LogP {
 			if lp != lp {
@@ -115,7 +118,7 @@ func (j *Job) execute(r run) (err error) {
 		// A panic on this goroutine would end the process; it becomes the job's error, which the caller treats like any
 		// other broken promise of this library.
 		if p := recover(); p != nil {
-			err = &PanicError{Value: p}
+			err = &PanicError{Value: p, Stack: debug.Stack()}
 		}
 	}()
 	select {
@@ -244,16 +247,21 @@ func (j *Job) Result() ([]Row, error) {
 	if j.err != nil {
 		return nil, j.err
 	}
-	if j.ctx.Err() != nil {
+	if !j.whole {
 		return nil, ErrCancelled
 	}
 	return j.rows, nil
 }
 
 // PanicError carries a panic out of a job's goroutine.
-type PanicError struct{ Value any }
+type PanicError struct {
+	Value any
+	Stack []byte
+}
 
-func (e *PanicError) Error() string { return fmt.Sprintf("panic while scoring: %v", e.Value) }
+func (e *PanicError) Error() string {
+	return fmt.Sprintf("panic while scoring: %v\n%s", e.Value, e.Stack)
+}
 
 // tensors are a run's inputs and outputs. The inputs lie in Go memory that is pinned, since ONNX Runtime keeps their
 // addresses between calls.

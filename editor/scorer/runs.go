@@ -22,9 +22,10 @@ type run struct {
 	length int   // model positions of each row, padding included
 }
 
-// planRuns groups rows into runs. positions[i] is how many positions the model reads for row i; rows with none are left
-// out. It returns the runs, longest rows first so that threads finish together, and the padded number of positions.
-func planRuns(positions []int) (runs []run, padded int) {
+// planRuns groups rows into runs. positions[i] is how many positions the model reads for row i, at most context; rows
+// with none are left out. Padding stays within the context too: a model may have no positions beyond it. It returns the
+// runs, longest rows first so that threads finish together, and the padded number of positions.
+func planRuns(positions []int, context int) (runs []run, padded int) {
 	order := make([]int, 0, len(positions))
 	for i, n := range positions {
 		if n > 0 {
@@ -33,7 +34,7 @@ func planRuns(positions []int) (runs []run, padded int) {
 	}
 	sort.SliceStable(order, func(a, b int) bool { return positions[order[a]] > positions[order[b]] })
 	for start := 0; start < len(order); {
-		length := roundUp(positions[order[start]], lengthMultiple)
+		length := min(roundUp(positions[order[start]], lengthMultiple), context)
 		rows := max(1, tokenBudget/length)
 		end := min(start+rows, len(order))
 		runs = append(runs, run{rows: order[start:end], length: length})

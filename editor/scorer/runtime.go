@@ -32,7 +32,7 @@ func openRuntime(path string) error {
 	}
 	ort.SetSharedLibraryPath(path)
 	if err := ort.InitializeEnvironment(ort.WithLogLevelError()); err != nil {
-		return &ErrRuntime{fmt.Sprintf("ONNX Runtime at %s cannot be used: %v; toedit needs onnxruntime >= 1.24 (error 2 above means that "+
+		return &ErrRuntime{fmt.Sprintf("ONNX Runtime at %s cannot be used: %v; toedit needs onnxruntime >= 1.23 (error 2 above means that "+
 			"it is older): pip install 'toedit[cpu]'", path, err)}
 	}
 	runtimeState.library = path

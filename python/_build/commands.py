@@ -37,9 +37,9 @@ class BuildExtension(build_ext):
 class SourceDistribution(sdist):
     """Adds what the extension is built from."""
 
-    def add_defaults(self) -> None:
-        super().add_defaults()
+    def make_distribution(self) -> None:
         build_scripts = Path(__file__).parent.glob("*.py")
         extra = [*native.go_sources(), *build_scripts, native.ROOT / "CHANGELOG.md"]
         self.filelist.extend(str(path.relative_to(native.ROOT)) for path in extra if path.exists())
         self.filelist.exclude_pattern("tests/*", anchor=True)
+        super().make_distribution()

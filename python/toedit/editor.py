@@ -78,17 +78,15 @@ class Edited(Mapping[str, Any]):
         batch: the batch, in the container and dtypes that came in, with ``input_ids`` (and ``labels``, where there are
             any) edited and every other column as it was.
         counts: what was met and done.
-        log: a pyarrow RecordBatch with a row for each change: ``row`` (of the batch), ``position`` (index among the row's
-            real tokens, plus its offset), ``old`` and ``new`` id, ``logp`` (ln P of the old id).
     """
 
-    __slots__ = ("_names", "_opened", "batch", "counts", "log")
+    __slots__ = ("_log", "_opened", "batch", "counts")
 
-    def __init__(self, opened: _arrow.Batch, batch: Any, counts: Counts, log: pa.RecordBatch) -> None:
+    def __init__(self, opened: _arrow.Batch, batch: Any, counts: Counts, log: _bridge.ArrowOut) -> None:
         self._opened = opened
         self.batch = batch
         self.counts = counts
-        self.log = log
+        self._log: _bridge.ArrowOut | pa.RecordBatch = log
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._opened.names:
@@ -103,6 +101,14 @@ class Edited(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"Edited({list(self)}, {self.counts})"
+
+    @property
+    def log(self) -> pa.RecordBatch:
+        """A row for each change: ``row`` (of the batch), ``position`` (index among the row's real tokens, plus its
+        offset), ``old`` and ``new`` id, ``logp`` (ln P of the old id)."""
+        if isinstance(self._log, _bridge.ArrowOut):
+            self._log = self._log.take()
+        return self._log
 
     @property
     def candidates(self) -> int:
@@ -248,7 +254,7 @@ class Editor:
             opened,
             opened.rebuild(edited),
             Counts(*(getattr(counts, f.name) for f in fields(Counts))),
-            log.take(),
+            log,
         )
 
 
@@ -283,7 +289,7 @@ def _key_column(column: pa.Array, name: str, integers: bool) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     try:
-        if pa.types.is_integer(column.type):
+        if pa.types.is_integer(column.type) or pa.types.is_null(column.type):  # no rows, or nothing but nulls
             return column.cast(pa.int64())
         if not integers and not pa.types.is_floating(column.type):
             return column.cast(pa.large_string())

@@ -1,0 +1,82 @@
+# `make` or `make help` lists the targets. PYTHON chooses the interpreter that the environment is made with.
+.DEFAULT_GOAL := help
+.PHONY: help env build demo test lint bench fuzz wheel c clean
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+TEXT ?=
+FUZZTIME ?= 30s
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+export PATH := $(BIN):$(PATH)
+export GOTOOLCHAIN := local
+export GOFLAGS := -buildvcs=false -mod=readonly
+export CGO_ENABLED := 1
+
+NATIVE := go.mod go.sum pyproject.toml $(wildcard python/_build/*.py) \
+	$(shell find editor capi gobridge -type f ! -name '*_test.go' ! -path '*/testdata/*')
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+env: $(VENV)/.dev ## make .venv with all that the tests need
+
+build: $(VENV)/.run ## make .venv with what the demo needs, and the package installed (editable)
+
+# Three steps: an environment with Go in it, the package with what it runs with, the rest.
+$(VENV)/.go: python/_build/golang.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python python/_build/golang.py $(BIN)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.go $(NATIVE)
+	$(BIN)/python -m pip install -q -e '.[cpu,torch]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.go $(NATIVE)
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $(VENV)/.run $@
+
+demo: build ## edit real text in a DataLoader, with the bundled prior (TEXT=file for your own)
+	$(BIN)/python -m toedit demo $(if $(TEXT),--text '$(TEXT)')
+
+test: lint ## run every check and test: linters, Go, pytest
+	$(BIN)/go test ./...
+	$(BIN)/go test -race ./...
+	GOEXPERIMENT=cgocheck2 $(BIN)/go test ./capi/...
+	$(BIN)/python -m pytest
+
+lint: env ## check formatting, types and style
+	@unformatted=$$($$($(BIN)/go env GOROOT)/bin/gofmt -l editor capi gobridge); \
+	test -z "$$unformatted" || { echo "gofmt -w is due in: $$unformatted"; exit 1; }
+	$(BIN)/go vet ./...
+	$(BIN)/go tool staticcheck ./...
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: env ## measure what README.md says about speed
+	@for script in tests/bench/bench_*.py; do $(BIN)/python "$$script" || exit 1; done
+
+fuzz: $(VENV)/.go ## fuzz every Go fuzz target for FUZZTIME (30s)
+	@grep -rHo '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' editor capi | sed 's/:func / /' | \
+	while read -r file name; do \
+		echo "$$name"; $(BIN)/go test -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")" || exit 1; \
+	done
+
+wheel: env ## build the wheel for this interpreter into dist/
+	$(BIN)/python -m build --wheel
+
+c: $(VENV)/.go ## build libtoedit for C programs into dist/c/
+	mkdir -p dist/c
+	$(BIN)/go build -trimpath -buildmode=c-shared -o dist/c/libtoedit.so \
+		-ldflags "-s -w -extldflags '-Wl,--version-script=$(CURDIR)/capi/lib/symbols.map,-soname,libtoedit.so'" ./capi/lib
+	$(BIN)/go build -trimpath -buildmode=c-archive -o dist/c/libtoedit.a ./capi/lib
+	rm -f dist/c/libtoedit.h
+	cp capi/toedit.h dist/c/
+
+clean: ## remove everything that was built
+	rm -rf $(VENV) _gen dist build python/toedit.egg-info python/toedit/_gobridge*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .mypy_cache .pytest_cache .ruff_cache

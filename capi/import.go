@@ -1,0 +1,146 @@
+package capi
+
+// #include "export.h"
+import "C"
+
+import (
+	"unsafe"
+
+	"github.com/apache/arrow/go/v17/arrow"
+	"github.com/apache/arrow/go/v17/arrow/array"
+	"github.com/apache/arrow/go/v17/arrow/memory"
+)
+
+// Address is that of a C structure, as an integer (Python and handles know no pointers).
+type Address = uint64
+
+func schemaAt(a Address) *C.struct_ArrowSchema {
+	return (*C.struct_ArrowSchema)(C.toedit_pointer(C.uint64_t(a)))
+}
+func arrayAt(a Address) *C.struct_ArrowArray {
+	return (*C.struct_ArrowArray)(C.toedit_pointer(C.uint64_t(a)))
+}
+
+// arrowBatch is a foreign record batch, checked: its columns by name, as views of the foreign memory. They are good
+// until the entry point that imported them returns, and with that releases the foreign structures. A batch without rows
+// has no columns, only types: the buffers of empty arrays may point anywhere.
+type arrowBatch struct {
+	rows    int
+	types   map[string]arrow.DataType
+	columns map[string]arrow.Array
+}
+
+// importBatch checks a struct array and views its columns. The structures stay the caller's to release.
+func importBatch(arrayAddr, schemaAddr Address) (*arrowBatch, error) {
+	if arrayAddr == 0 || schemaAddr == 0 {
+		return nil, fail(Input, "the batch's ArrowArray or ArrowSchema is a null pointer")
+	}
+	dt, err := typeOf(schemaAt(schemaAddr), "batch", 0)
+	if err != nil {
+		return nil, err
+	}
+	t, ok := dt.(*arrow.StructType)
+	if !ok {
+		return nil, fail(Input, "the batch is a %s, but must be a struct array (a record batch)", dt)
+	}
+	foreign := arrayAt(arrayAddr)
+	if err := checkArray(foreign, t, "batch"); err != nil {
+		return nil, err
+	}
+	batch := &arrowBatch{rows: int(foreign.length), types: make(map[string]arrow.DataType, t.NumFields()), columns: make(map[string]arrow.Array, t.NumFields())}
+	for _, f := range t.Fields() {
+		batch.types[f.Name] = f.Type
+	}
+	if batch.rows == 0 {
+		return batch, nil
+	}
+	columns := array.NewStructData(view(foreign, t))
+	if i := firstNull(columns, 0, batch.rows); i >= 0 {
+		return nil, fail(Input, "row %d: the whole row is null; a record batch has no such rows", i)
+	}
+	for i, f := range t.Fields() {
+		batch.columns[f.Name] = columns.Field(i)
+	}
+	return batch, nil
+}
+
+// only refuses columns that the entry point does not know: a misspelt one would otherwise be ignored in silence.
+func (b *arrowBatch) only(names ...string) error {
+	known := map[string]bool{}
+	for _, n := range names {
+		known[n] = true
+	}
+	for n := range b.types {
+		if !known[n] {
+			return fail(Input, "column %q is not known here; pass only %q", n, names)
+		}
+	}
+	return nil
+}
+
+// view makes arrow-go's description of a foreign array that checkArray has passed, over the foreign memory itself.
+func view(a *C.struct_ArrowArray, t arrow.DataType) arrow.ArrayData {
+	offset, end := int64(a.offset), int64(a.offset)+int64(a.length)
+	if a.length == 0 {
+		offset, end = 0, 0 // whose buffers are then not there
+	}
+	foreign := unsafe.Slice(a.buffers, int(a.n_buffers))
+	buffers := make([]*memory.Buffer, len(foreign))
+	bytes := func(i int, n int64) {
+		switch {
+		case foreign[i] == nil && i == 0:
+			// no validity bitmap: nothing is null
+		case n == 0 || a.length == 0 || foreign[i] == nil:
+			buffers[i] = memory.NewBufferBytes([]byte{})
+		default:
+			buffers[i] = memory.NewBufferBytes(unsafe.Slice((*byte)(foreign[i]), n))
+		}
+	}
+	bytes(0, (end+7)/8)
+	var fields []arrow.Field
+	switch t := t.(type) {
+	case *arrow.StructType:
+		fields = t.Fields()
+	case *arrow.ListType:
+		fields = []arrow.Field{t.ElemField()}
+		bytes(1, 4*(end+1))
+	case *arrow.LargeListType:
+		fields = []arrow.Field{t.ElemField()}
+		bytes(1, 8*(end+1))
+	case *arrow.FixedSizeListType:
+		fields = []arrow.Field{t.ElemField()}
+	case *arrow.StringType:
+		bytes(1, 4*(end+1))
+		bytes(2, lastOffset((*int32)(foreign[1]), int64(a.length), end))
+	case *arrow.LargeStringType:
+		bytes(1, 8*(end+1))
+		bytes(2, lastOffset((*int64)(foreign[1]), int64(a.length), end))
+	case arrow.FixedWidthDataType:
+		bytes(1, (end*int64(t.BitWidth())+7)/8)
+	}
+	children := make([]arrow.ArrayData, len(fields))
+	if len(fields) > 0 {
+		for i, child := range unsafe.Slice(a.children, len(fields)) {
+			children[i] = view(child, fields[i].Type)
+		}
+	}
+	nulls := int(a.null_count)
+	if foreign[0] == nil {
+		nulls = 0
+	}
+	return array.NewData(t, int(a.length), buffers, children, nulls, int(offset))
+}
+
+// lastOffset is where the last value of a string array ends.
+func lastOffset[T int32 | int64](offsets *T, length, end int64) int64 {
+	if length == 0 {
+		return 0
+	}
+	return int64(unsafe.Slice(offsets, end+1)[end])
+}
+
+// littleEndian views ids as the bytes that the document hash is defined over. All supported platforms are
+// little-endian.
+func littleEndian(ids []uint32) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(ids))), 4*len(ids))
+}

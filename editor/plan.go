@@ -1,0 +1,194 @@
+package editor
+
+import (
+	"math/bits"
+	"slices"
+)
+
+// Document is one row: its ids without padding, what identifies it, and its
+// scores. All fields are views, read during [Editor.Plan] only.
+type Document struct {
+	IDs       []uint32
+	Hash      Hash128 // of IDs as little-endian uint32
+	Key       Hash128 // of the document's key, or Hash
+	Offset    uint64  // position of IDs[0] in the document that Key names
+	Protected []bool  // nil, or true for every id to be left alone
+	Scores    Scores
+}
+
+// Epoch selects the random numbers.
+type Epoch struct {
+	Seed       uint64
+	Epoch      uint32
+	Generation uint16
+}
+
+// Plan is the edits of one document, and room to find them in. It is meant to
+// be used again and again: once it has grown to the longest document, planning
+// allocates nothing. One Plan serves one goroutine at a time.
+type Plan struct {
+	Edits []Edit // ascending positions
+
+	candidates []int32   // indexes into TopPos
+	words      []uint64  // one random word for each of them
+	sums       []float64 // running sums of the weights of one position
+}
+
+// Plan decides which tokens of a document are replaced and by what, into
+// plan.Edits. After an error there are no edits.
+//
+// It refuses lengths that do not fit together, scores of other ids, log
+// probabilities that are NaN or positive, stored positions that do not ascend
+// or lie outside, and a candidate without a stored top-k; and, where they are
+// drawn from, ids outside the model's vocabulary and stored log probabilities
+// that are no float16 values.
+func (e *Editor) Plan(ep Epoch, d *Document, plan *Plan) (Counts, error) {
+	plan.Edits = plan.Edits[:0]
+	if err := d.Scores.check(d, e.policy.K); err != nil {
+		return Counts{}, err
+	}
+	counts, ok := e.findCandidates(d, plan)
+	if !ok {
+		var err error
+		if counts, err = e.findCandidatesSlowly(d, plan); err != nil {
+			return Counts{}, err
+		}
+	}
+	if err := e.draw(ep, d, plan, &counts); err != nil {
+		plan.Edits = plan.Edits[:0]
+		return Counts{}, err
+	}
+	return counts, nil
+}
+
+// findCandidates puts the candidates' indexes in TopPos into plan.candidates.
+// It is false where anything is out of the ordinary.
+//
+// It counts what is in the band, lists what is stored and in the band, and
+// compares the two numbers. Neither loop has a branch that depends on data.
+func (e *Editor) findCandidates(d *Document, plan *Plan) (Counts, bool) {
+	s := &d.Scores
+	limit := e.limit
+	n := len(d.IDs)
+	inBand := countBelow(limit, s.LogP)
+
+	nulls := 0
+	if s.Valid != nil {
+		firstStored := n
+		if len(s.TopPos) > 0 {
+			firstStored = int(s.TopPos[0])
+		}
+		for i := 0; i < n; i += 64 {
+			for w := ^validWord(s.Valid, s.ValidOffset, n, i); w != 0; w &= w - 1 {
+				// A null counts for nothing, whatever its slot holds.
+				null := i + bits.TrailingZeros64(w)
+				nulls++
+				if below(limit, s.LogP[null]) != 0 {
+					inBand--
+					if null < firstStored {
+						continue
+					}
+					if _, stored := slices.BinarySearch(s.TopPos, int32(null)); stored {
+						return Counts{}, false // listBelow would list it
+					}
+				}
+			}
+		}
+	}
+
+	plan.candidates = slices.Grow(plan.candidates[:0], len(s.TopPos))[:len(s.TopPos)]
+	found, ok := listBelow(plan.candidates, s.TopPos, s.LogP, limit)
+	if !ok || found != inBand {
+		return Counts{}, false
+	}
+	candidates := 0
+	for _, j := range plan.candidates[:found] {
+		p := s.TopPos[j]
+		id := d.IDs[p]
+		if int(id) >= len(e.barred) || !(s.LogP[p] <= 0) {
+			return Counts{}, false
+		}
+		if e.barred[id] || d.Protected != nil && d.Protected[p] {
+			continue
+		}
+		plan.candidates[candidates] = j
+		candidates++
+	}
+	plan.candidates = plan.candidates[:candidates]
+	return Counts{
+		Tokens:     int64(n),
+		Scored:     int64(n - nulls),
+		Unscored:   int64(nulls),
+		Protected:  int64(found - candidates),
+		Candidates: int64(candidates),
+	}, true
+}
+
+// listBelow lists the indexes in pos of the positions whose log probability is
+// below the limit, and returns how many there are. It is false where positions
+// do not ascend or lie outside. list is as long as pos.
+func listBelow(list, pos []int32, logp []float32, limit uint64) (int, bool) {
+	found := 0
+	last := int32(-1)
+	for j, p := range pos {
+		if p <= last || uint(p) >= uint(len(logp)) {
+			return 0, false
+		}
+		last = p
+		list[found] = int32(j)
+		found += int(below(limit, logp[p]))
+	}
+	return found, true
+}
+
+// findCandidatesSlowly is findCandidates for every case, one position after
+// the other, and says what is wrong.
+func (e *Editor) findCandidatesSlowly(d *Document, plan *Plan) (Counts, error) {
+	s := &d.Scores
+	n := len(d.IDs)
+	last := -1
+	for j, p := range s.TopPos {
+		if p < 0 || int(p) >= n {
+			return Counts{}, scoresErrorf("topk_pos", "is %d at index %d; positions of a row of %d ids are 0..%d; score again", p, j, n, n-1)
+		}
+		if int(p) <= last {
+			return Counts{}, scoresErrorf("topk_pos", "is %d at index %d, after %d; positions must ascend; score again", p, j, last)
+		}
+		last = int(p)
+	}
+	counts := Counts{Tokens: int64(n)}
+	plan.candidates = plan.candidates[:0]
+	j := 0
+	for i, v := range s.LogP {
+		stored := -1
+		if j < len(s.TopPos) && int(s.TopPos[j]) == i {
+			stored = j
+			j++
+		}
+		if !s.valid(i) {
+			counts.Unscored++
+			continue
+		}
+		counts.Scored++
+		if !(v <= 0) {
+			return Counts{}, scoresErrorf("logp", "is %v at position %d; a log probability is 0 or below, null where there is none; score again", v, i)
+		}
+		if below(e.limit, v) == 0 {
+			continue
+		}
+		id := d.IDs[i]
+		if int64(id) >= int64(len(e.barred)) {
+			return Counts{}, scoresErrorf("input_ids", "is %d at position %d; the prior's vocabulary ends at %d: use a prior with your tokenizer", id, i, len(e.barred)-1)
+		}
+		if e.barred[id] || d.Protected != nil && d.Protected[i] {
+			counts.Protected++
+			continue
+		}
+		if stored < 0 {
+			return Counts{}, scoresErrorf("topk_pos", "lacks position %d, whose logp of %v is in the policy's band (P >= %v): score with keep=policy, or raise the threshold", i, v, e.policy.Threshold)
+		}
+		counts.Candidates++
+		plan.candidates = append(plan.candidates, int32(stored))
+	}
+	return counts, nil
+}

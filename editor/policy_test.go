@@ -1,0 +1,134 @@
+package editor
+
+import (
+	"encoding/json"
+	"math"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+const paperJSON = `{"threshold": 0.99, "k": 8, "temperature": 1.0, "exclude_original": false, "protect_special": true, "protected_ids": [3, 4]}`
+
+func TestParsePolicy(t *testing.T) {
+	p, err := ParsePolicy([]byte(paperJSON))
+	require.NoError(t, err)
+	require.Equal(t, Policy{Threshold: 0.99, K: 8, Temperature: 1, ProtectSpecial: true, ProtectedIDs: []int64{3, 4}}, p)
+}
+
+func TestParsePolicyIsStrict(t *testing.T) {
+	for _, c := range []struct{ name, json, field, message string }{
+		{"empty", ``, "JSON", "must be an object"},
+		{"no object", `[1]`, "JSON", "must be an object"},
+		{"cut", `{"threshold": 0.99`, "JSON", "cannot be read"},
+		{"cut in a value", `{"threshold": `, "threshold", "cannot be read"},
+		{"two", paperJSON + `{}`, "JSON", "goes on after its end"},
+		{"NaN", `{"threshold": NaN}`, "threshold", "must be a number"},
+		{"unknown field", `{"top_p": 0.9}`, "JSON", `"top_p"`},
+		{"other case", `{"Threshold": 0.9}`, "JSON", `"Threshold"`},
+		{"twice", `{"k": 8, "k": 8}`, "k", "given twice"},
+		{"null", `{"k": null}`, "k", "is null; it must be an integer"},
+		{"null in a list", `{"protected_ids": [1, null]}`, "protected_ids", "is [1, null]; it must be a list of integers"},
+		{"null for a list", `{"protected_ids": null}`, "protected_ids", "must be a list of integers"},
+		{"a string", `{"k": "8"}`, "k", `is "8"; it must be an integer`},
+		{"a fraction", `{"k": 8.5}`, "k", "is 8.5; it must be an integer"},
+		{"too large a number", `{"threshold": 1e999}`, "threshold", "is 1e999; it must be a number"},
+		{"a number for a flag", `{"exclude_original": 1}`, "exclude_original", "is 1; it must be true or false"},
+		{"missing", `{"threshold": 0.99, "k": 8, "temperature": 1.0, "exclude_original": false, "protected_ids": []}`, "protect_special", "is missing; it must be given, as true or false"},
+		{"out of range", `{"threshold": 1.5, "k": 8, "temperature": 1.0, "exclude_original": false, "protect_special": true, "protected_ids": []}`, "threshold", "is 1.5; it must be a probability in (0, 1]"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p, err := ParsePolicy([]byte(c.json))
+			require.Equal(t, Policy{}, p)
+			requirePolicyError(t, err, c.field, c.message)
+		})
+	}
+}
+
+func requirePolicyError(t *testing.T, err error, field, message string) {
+	t.Helper()
+	var policyError *PolicyError
+	require.ErrorAs(t, err, &policyError)
+	require.Equal(t, field, policyError.Field)
+	require.ErrorContains(t, err, "policy: "+field+" ")
+	require.ErrorContains(t, err, message)
+}
+
+func TestValidateNamesFieldValueAndLimit(t *testing.T) {
+	for _, c := range []struct {
+		change         func(*Policy)
+		field, message string
+	}{
+		{func(p *Policy) { p.Threshold = 0 }, "threshold", "is 0; it must be a probability in (0, 1]"},
+		{func(p *Policy) { p.Threshold = -0.5 }, "threshold", "is -0.5"},
+		{func(p *Policy) { p.Threshold = math.Nextafter(1, 2) }, "threshold", "is 1.0000000000000002"},
+		{func(p *Policy) { p.Threshold = math.NaN() }, "threshold", "is NaN"},
+		{func(p *Policy) { p.K = 0 }, "k", "is 0; it must be in 1..4096"},
+		{func(p *Policy) { p.K = 4097 }, "k", "is 4097; it must be in 1..4096"},
+		{func(p *Policy) { p.Temperature = 0 }, "temperature", "is 0; it must be finite and above 0"},
+		{func(p *Policy) { p.Temperature = math.Inf(1) }, "temperature", "is +Inf"},
+		{func(p *Policy) { p.Temperature = math.NaN() }, "temperature", "is NaN"},
+		{func(p *Policy) { p.ProtectedIDs = []int64{7, -1} }, "protected_ids", "contains -1; token ids are 0 and above"},
+	} {
+		p := testPolicy(c.change)
+		requirePolicyError(t, p.Validate(), c.field, c.message)
+		_, err := New(p, testVocabulary)
+		requirePolicyError(t, err, c.field, c.message)
+	}
+	for _, change := range []func(*Policy){
+		nil,
+		func(p *Policy) { p.Threshold = 1 },
+		func(p *Policy) { p.Threshold, p.Temperature = 5e-324, 5e-324 },
+		func(p *Policy) { p.K = 4096 },
+		func(p *Policy) { p.Temperature = math.MaxFloat64 },
+	} {
+		require.NoError(t, testPolicy(change).Validate())
+	}
+}
+
+func TestNewRefusesWhatDoesNotFitTheVocabulary(t *testing.T) {
+	_, err := New(testPolicy(func(p *Policy) { p.ProtectedIDs = []int64{100} }), testVocabulary)
+	requirePolicyError(t, err, "protected_ids", "contains 100; the prior's vocabulary ends at 99")
+	_, err = New(testPolicy(nil), Vocabulary{ModelSize: 0, TokenizerSize: 1})
+	requirePolicyError(t, err, "vocabulary", "has 0 ids")
+	_, err = New(testPolicy(nil), Vocabulary{ModelSize: math.MaxInt32 + 1, TokenizerSize: 1})
+	requirePolicyError(t, err, "vocabulary", "has 2147483648 ids")
+	_, err = New(testPolicy(nil), Vocabulary{ModelSize: 10, TokenizerSize: 0})
+	requirePolicyError(t, err, "vocabulary", "has a tokenizer of 0 ids")
+	// A tokenizer may know more than the model: such ids cannot occur.
+	_, err = New(testPolicy(nil), Vocabulary{ModelSize: 10, TokenizerSize: 12, Special: []uint32{11}})
+	require.NoError(t, err)
+}
+
+func TestNewKeepsNothingOfTheCallers(t *testing.T) {
+	ids := []int64{5}
+	e := newEditor(t, func(p *Policy) { p.ProtectedIDs = ids })
+	ids[0] = 6
+	require.True(t, e.barred[5])
+	require.False(t, e.barred[6])
+}
+
+// Whatever is accepted is valid and comes back from its own JSON.
+func FuzzPolicy(f *testing.F) {
+	f.Add([]byte(paperJSON))
+	f.Add([]byte(`{"threshold": 1e-300, "k": 4096, "temperature": 1e300, "exclude_original": true, "protect_special": false, "protected_ids": []}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p, err := ParsePolicy(data)
+		if err != nil {
+			require.Equal(t, Policy{}, p)
+			return
+		}
+		require.NoError(t, p.Validate())
+		if p.ProtectedIDs == nil {
+			p.ProtectedIDs = []int64{}
+		}
+		again, err := json.Marshal(p)
+		require.NoError(t, err)
+		q, err := ParsePolicy(again)
+		require.NoError(t, err)
+		if q.ProtectedIDs == nil {
+			q.ProtectedIDs = []int64{}
+		}
+		require.Equal(t, p, q)
+	})
+}

@@ -1,0 +1,474 @@
+"""From a Hugging Face causal language model to the ONNX graph of a prior (graph version 1).
+
+Three steps, each a function on its own:
+
+* :func:`trace` exports the model as it is, ``ids [B, T] -> logits [B, T, V]``. Attention goes through one attention function
+  registered with transformers, so no architecture has code of its own here.
+* :func:`pack_attention` folds the rotary embedding and the three projections in front of an attention node into that node,
+  where the pattern is there; other graphs stay as they are.
+* :func:`add_outputs` turns logits into what a prior answers: the log-probability of every next token and, at the positions
+  that are asked for, the top k. Logits never leave the graph.
+
+Everything here works on the protobuf of the ``onnx`` package. torch, transformers and onnx are imported where they are used;
+they come with the extra ``[export]``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+GRAPH_VERSION = 1
+OPSET = 23
+CONTRIB = "com.microsoft"
+GROUP_QUERY_ATTENTION = "com.microsoft.GroupQueryAttention"
+
+_INTERFACE = "toedit_export"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tracing
+
+
+def _attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Any = None,
+    **_: Any,
+) -> tuple[Any, None]:
+    """Causal attention as one ONNX node; the signature is that of transformers' attention functions.
+
+    query [B, N, T, H], key and value [B, N_kv, T, H or H_v]; returns [B, T, N, H_v]. There is no mask: a causal row that is
+    padded on the right never sees its padding.
+    """
+    import torch
+
+    batch, heads, length, size = query.shape
+    kv_heads, value_size = key.shape[1], value.shape[3]
+    scale = float(size**-0.5 if scaling is None else scaling)
+    if getattr(module, "is_causal", True) is False:
+        raise NotImplementedError("attention that is not causal")
+    if value_size == size and size % 8 == 0:
+        attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale}
+        if sliding_window is not None:
+            attributes["local_window_size"] = int(sliding_window)
+        if softcap is not None:
+            attributes["softcap"] = float(softcap)
+        last = torch.zeros((batch,), dtype=torch.int32) + (length - 1)
+        total = torch.scalar_tensor(length, dtype=torch.int32)
+        inputs = [
+            query.transpose(1, 2).reshape(batch, length, heads * size),
+            key.transpose(1, 2).reshape(batch, length, kv_heads * size),
+            value.transpose(1, 2).reshape(batch, length, kv_heads * size),
+            *(None, None, last, total),
+        ]
+        if s_aux is not None:  # attention sinks: GroupQueryAttention's twelfth input
+            inputs += [None, None, None, None, s_aux]
+        # No present_key/present_value outputs: nothing reads a cache, and with them ONNX Runtime takes its tiled kernel, which
+        # is slower for these shapes and need not give a row the same bits at another padded length.
+        out = torch.onnx.ops.symbolic(
+            f"{CONTRIB}::GroupQueryAttention",
+            inputs,
+            attributes,
+            dtype=query.dtype,
+            shape=(batch, length, heads * size),
+            version=1,
+        )
+        return out.reshape(batch, length, heads, size), None
+    if sliding_window is not None or s_aux is not None:
+        raise NotImplementedError("a sliding window or attention sinks with heads of unequal sizes")
+    out = torch.onnx.ops.symbolic(
+        "Attention",
+        [query, key, value],
+        {"is_causal": 1, "scale": scale, "softcap": float(softcap or 0.0)},
+        dtype=query.dtype,
+        shape=(batch, heads, length, value_size),
+        version=OPSET,
+    )
+    return out.transpose(1, 2), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """The mask function that belongs to :func:`_attention`."""
+
+
+@contextlib.contextmanager
+def _own_attention(model: Any) -> Iterator[None]:
+    """Let *model* attend through :func:`_attention` inside the block, where its architecture can."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(_INTERFACE, _attention)
+    AttentionMaskInterface.register(_INTERFACE, _no_mask)
+    before = model.config._attn_implementation
+    # Architectures that do not use the interface (ALiBi, GPT-J) are traced with the attention written in them.
+    model.set_attn_implementation(_INTERFACE if getattr(model, "_supports_attention_backend", False) else "eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def trace(model: Any) -> Any:
+    """Export *model* (a transformers causal LM in float32, evaluation mode, on the CPU).
+
+    Returns an ``onnx.ModelProto`` with input ``context`` int64 [B, T] and output ``logits`` float32 [B, T, V].
+    """
+    import torch
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, context: Any) -> Any:
+            batch, length = context.shape
+            # expanded to the batch: the rotary operator refuses position ids that broadcast
+            positions = torch.arange(length).unsqueeze(0).expand(batch, length)
+            return self.model(input_ids=context, position_ids=positions, use_cache=False).logits.float()
+
+    dims = {"context": {0: torch.export.Dim("B"), 1: torch.export.Dim("T")}}
+    with _own_attention(model), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Logits().eval(),
+            (torch.zeros(2, 9, dtype=torch.int64),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["context"],
+            output_names=["logits"],
+            dynamic_shapes=dims,
+            verbose=False,
+        )
+    assert program is not None  # None is what the exporter of before returned
+    return program.model_proto
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a small view of a graph for rewriting
+
+
+class Graph:
+    """Who makes a value, who reads it, and what the constants are; rewriting through it keeps these tables true."""
+
+    def __init__(self, model: Any) -> None:
+        from onnx import numpy_helper
+
+        self.model = model
+        self.nodes: list[Any] = list(model.graph.node)
+        self.constants: dict[str, np.ndarray[Any, Any]] = {}
+        self._helper = numpy_helper
+        self._initializers = {i.name: i for i in model.graph.initializer}
+        self._fresh: Counter[str] = Counter()
+        self.index()
+
+    def index(self) -> None:
+        """Rebuild the tables from the list of nodes."""
+        self.maker: dict[str, Any] = {}
+        self.readers: dict[str, list[Any]] = {}
+        for node in self.nodes:
+            for name in node.output:
+                self.maker[name] = node
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+        self.outputs = {o.name for o in self.model.graph.output}
+
+    def constant(self, name: str) -> np.ndarray[Any, Any] | None:
+        """The value of *name* if it is constant, else None."""
+        if name in self.constants:
+            return self.constants[name]
+        if name in self._initializers:
+            self.constants[name] = self._helper.to_array(self._initializers[name])
+            return self.constants[name]
+        node = self.maker.get(name)
+        if node is not None and node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    return self._helper.to_array(attribute.t)
+        return None
+
+    def add_constant(self, name: str, value: np.ndarray[Any, Any]) -> str:
+        """Add an initializer; the name is made unique. Equal scalars of one name are shared."""
+        known = self.constants.get(name)
+        if known is not None and known.dtype == value.dtype and np.array_equal(known, value):
+            return name
+        while name in self.constants or name in self._initializers:
+            name = self.fresh(name)
+        self.constants[name] = value
+        self._initializers[name] = self._helper.from_array(value.copy(order="C"), name)
+        return name
+
+    def fresh(self, stem: str) -> str:
+        """A value name that is not in use."""
+        self._fresh[stem] += 1
+        return f"{stem}.{self._fresh[stem]}"
+
+    def node(self, op: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any) -> Any:
+        """Make a node (it is not put into the graph)."""
+        from onnx import helper
+
+        return helper.make_node(op, inputs, outputs, domain=domain, **attributes)
+
+    def only_reader(self, name: str) -> Any:
+        """The single reader of a value that is no output of the graph, or None."""
+        readers = self.readers.get(name, [])
+        return readers[0] if len(readers) == 1 and name not in self.outputs else None
+
+    def replace(self, old: Iterable[Any], new: Sequence[Any], before: Any) -> None:
+        """Take nodes out and put others in the place of *before*, which must come after all that they read."""
+        gone = {id(node) for node in old}
+        nodes: list[Any] = []
+        for node in self.nodes:
+            if node is before:
+                nodes.extend(new)
+            if id(node) not in gone:
+                nodes.append(node)
+        self.nodes = nodes
+        self.index()
+
+    def finish(self) -> Any:
+        """Drop what nothing reads and every trace of where the graph was made; return the model."""
+        graph = self.model.graph
+        needed = {o.name for o in graph.output}
+        kept: list[Any] = []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                kept.append(node)
+                needed.update(n for n in node.input if n)
+        kept.reverse()
+        for index, node in enumerate(kept):
+            node.name = f"{node.op_type}_{index}"
+            node.doc_string = ""
+            del node.metadata_props[:]
+        del graph.node[:]
+        graph.node.extend(kept)
+        del graph.initializer[:]
+        for name in sorted(n for n in self._initializers if n in needed):
+            tensor = self._initializers[name]
+            del tensor.metadata_props[:]
+            tensor.doc_string = ""
+            graph.initializer.append(tensor)
+        del graph.value_info[:]
+        del graph.metadata_props[:]
+        graph.name = "prior"
+        graph.doc_string = ""
+        for value in [*graph.input, *graph.output]:
+            value.doc_string = ""
+            del value.metadata_props[:]
+        del self.model.metadata_props[:]
+        self.model.doc_string = ""
+        self.model.producer_name = "toedit"
+        self.model.producer_version = str(GRAPH_VERSION)
+        self.model.domain = ""
+        domains = {node.domain for node in kept}
+        versions = {o.domain: o.version for o in self.model.opset_import}
+        del self.model.opset_import[:]
+        for domain in sorted(domains | {""}):
+            entry = self.model.opset_import.add()
+            entry.domain, entry.version = domain, versions.get(domain, 1)
+        return self.model
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# attention
+
+
+def attention_of(model: Any) -> str:
+    """Names of the attention operators in the graph, joined with commas; ``decomposed`` if there is none."""
+    found = {
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        for node in model.graph.node
+        if node.op_type in ("GroupQueryAttention", "Attention")
+    }
+    return ",".join(sorted(found)) or "decomposed"
+
+
+def _through(graph: Graph, name: str, *ops: str) -> str | None:
+    """Walk back from *name* over exactly these single-reader nodes; return the first one's main input."""
+    for op in ops:
+        node = graph.maker.get(name)
+        if node is None or node.op_type != op or graph.only_reader(name) is None:
+            return None
+        name = node.input[0]
+    return name
+
+
+def _projection(graph: Graph, name: str) -> tuple[str, np.ndarray[Any, Any], np.ndarray[Any, Any] | None] | None:
+    """(input, weight [K, N], bias [N] or None) if *name* is a linear projection, else None."""
+    node, bias = graph.maker.get(name), None
+    if graph.only_reader(name) is None or node is None:
+        return None
+    if node.op_type == "Add":
+        sides = [(graph.constant(node.input[i]), node.input[1 - i]) for i in (0, 1)]
+        found = [(c, other) for c, other in sides if c is not None and c.ndim == 1]
+        if len(found) != 1:
+            return None
+        bias, product = found[0]
+        node = graph.maker.get(product)
+        if node is None or graph.only_reader(product) is None:
+            return None
+    if node.op_type != "MatMul":
+        return None
+    weight = graph.constant(node.input[1])
+    if weight is None or weight.ndim != 2:
+        return None
+    return node.input[0], weight, bias
+
+
+def pack_attention(model: Any) -> Any:
+    """Let GroupQueryAttention take one packed projection and rotate queries and keys itself, where it can.
+
+    It applies to a node whose queries and keys come straight from a rotary embedding of a linear projection and whose values
+    come from a projection of the same input; each saves two matrix products' worth of calls and six copies of q and k.
+    """
+    graph = Graph(model)
+    for node in [n for n in graph.nodes if n.op_type == "GroupQueryAttention"]:
+        _pack_one(graph, node)
+    return graph.finish()
+
+
+def _pack_one(graph: Graph, node: Any) -> None:
+    projections, tables, interleaved = [], [], set()
+    for name in (node.input[0], node.input[1]):
+        rotated = _through(graph, name, "Reshape", "Transpose")
+        rotary = graph.maker.get(rotated or "")
+        if rotary is None or rotary.op_type != "RotaryEmbedding" or len(rotary.input) != 3:
+            return
+        if graph.only_reader(rotary.output[0]) is None:
+            return
+        interleaved.add(next((a.i for a in rotary.attribute if a.name == "interleaved"), 0))
+        if any(a.name == "rotary_embedding_dim" and a.i for a in rotary.attribute):
+            return
+        tables.append((rotary.input[1], rotary.input[2]))
+        source = _through(graph, rotary.input[0], "Transpose", "Reshape")
+        if source is None:
+            return
+        projections.append(_projection(graph, source))
+    value = node.input[2]
+    while (maker := graph.maker.get(value)) is not None and maker.op_type == "Reshape" and graph.only_reader(value):
+        value = maker.input[0]
+    projections.append(_projection(graph, value))
+    found = [p for p in projections if p is not None]
+    if len(found) != 3 or len({p[0] for p in found}) != 1 or len(interleaved) != 1:
+        return
+    if len({p[2] is None for p in found}) != 1 or _same_table(graph, tables) is False:
+        return
+    stem = node.output[0]
+    weight = graph.add_constant(f"{stem}.qkv.weight", np.concatenate([p[1] for p in found], axis=1))
+    packed = f"{stem}.qkv"
+    new = [graph.node("MatMul", [found[0][0], weight], [packed])]
+    if found[0][2] is not None:
+        bias = graph.add_constant(f"{stem}.qkv.bias", np.concatenate([p[2] for p in found if p[2] is not None]))
+        new.append(graph.node("Add", [packed, bias], [f"{packed}.biased"]))
+        packed += ".biased"
+    caches = []
+    # Positions are 0..T-1 in every row, so the first row's table serves all.
+    zero = graph.add_constant("rotary.first_row", np.array(0, dtype=np.int64))
+    for kind, table in zip(("cos", "sin"), tables[0], strict=True):
+        cache = f"rotary.{_canonical(graph, table)}.{kind}_cache"
+        if cache not in graph.maker:
+            new.append(graph.node("Gather", [table, zero], [cache], axis=0))
+        caches.append(cache)
+    attributes = {a.name: a for a in node.attribute}
+    attention = graph.node(
+        "GroupQueryAttention",
+        [packed, "", "", "", "", node.input[5], node.input[6], *caches, *list(node.input)[9:]],
+        list(node.output),
+        CONTRIB,
+    )
+    attention.attribute.extend(a for name, a in attributes.items() if name not in ("do_rotary", "rotary_interleaved"))
+    attention.attribute.extend(graph.node("_", [], [], do_rotary=1, rotary_interleaved=int(next(iter(interleaved)))).attribute)
+    graph.replace([node], [*new, attention], node)
+
+
+def _canonical(graph: Graph, name: str) -> str:
+    """A name that is equal for tables made alike (the exporter repeats Cos and Sin for each layer)."""
+    node = graph.maker.get(name)
+    if node is not None and node.op_type in ("Cos", "Sin") and len(node.input) == 1:
+        return f"{node.op_type}({node.input[0]})"
+    return name
+
+
+def _same_table(graph: Graph, tables: list[tuple[str, str]]) -> bool:
+    return len({(_canonical(graph, c), _canonical(graph, s)) for c, s in tables}) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# outputs
+
+
+def add_outputs(model: Any) -> Any:
+    """Turn ``context -> logits`` into graph version 1.
+
+    Inputs: ``input_ids`` int64 [B, S], S >= 2; ``k`` int64 [1]; ``keep_low``, ``keep_high`` float32 [R]. Outputs: ``logp``
+    float32 [B, S-1]; ``topk_row`` int64 [M]; ``topk_ids`` int32 [M, k]; ``topk_logp`` float32 [M, k], each value rounded to
+    the nearest float16. A position is wanted iff keep_low[r] <= logp <= keep_high[r] for some r.
+    """
+    from onnx import TensorProto, helper
+
+    graph = Graph(model)
+    vocab = int(model.graph.output[0].type.tensor_type.shape.dim[2].dim_value)
+
+    def ints(name: str, *values: int) -> str:
+        return graph.add_constant(name, np.array(values, dtype=np.int64))
+
+    zero, one, last, end = ints("i0", 0), ints("i1", 1), ints("im1", -1), ints("imax", np.iinfo(np.int64).max)
+    node = graph.node
+    # The last position predicts nothing that is asked for: it never enters the model.
+    head = [node("Slice", ["input_ids", zero, last, one], ["context"])]
+    tail = [
+        node("LogSoftmax", ["logits"], ["logprobs"], axis=-1),
+        node("Slice", ["input_ids", one, end, one], ["targets"]),
+        node("Unsqueeze", ["targets", last], ["targets.column"]),
+        node("GatherElements", ["logprobs", "targets.column"], ["logp.column"], axis=2),
+        node("Squeeze", ["logp.column", last], ["logp"]),
+        node("Reshape", ["logp", ints("column", -1, 1)], ["logp.flat"]),
+        node("GreaterOrEqual", ["logp.flat", "keep_low"], ["above"]),
+        node("LessOrEqual", ["logp.flat", "keep_high"], ["below"]),
+        node("And", ["above", "below"], ["inside"]),
+        node("Cast", ["inside"], ["inside.number"], to=TensorProto.INT32),
+        node("ReduceMax", ["inside.number", last], ["wanted.number"], keepdims=0),
+        node("Cast", ["wanted.number"], ["wanted"], to=TensorProto.BOOL),
+        node("NonZero", ["wanted"], ["wanted.rows"]),
+        node("Squeeze", ["wanted.rows", zero], ["topk_row"]),
+        node("Reshape", ["logprobs", ints("rows", -1, vocab)], ["logprobs.rows"]),
+        node("Gather", ["logprobs.rows", "topk_row"], ["logprobs.wanted"], axis=0),
+        node("TopK", ["logprobs.wanted", "k"], ["topk.values", "topk.indices"], axis=-1, largest=1, sorted=1),
+        node("Cast", ["topk.indices"], ["topk_ids"], to=TensorProto.INT32),
+        node("Cast", ["topk.values"], ["topk.half"], to=TensorProto.FLOAT16),
+        node("Cast", ["topk.half"], ["topk_logp"], to=TensorProto.FLOAT),
+    ]
+    graph.nodes = [*head, *graph.nodes, *tail]
+    value, proto = helper.make_tensor_value_info, model.graph
+    del proto.input[:]
+    proto.input.extend(
+        [
+            value("input_ids", TensorProto.INT64, ["B", "S"]),
+            value("k", TensorProto.INT64, [1]),
+            value("keep_low", TensorProto.FLOAT, ["R"]),
+            value("keep_high", TensorProto.FLOAT, ["R"]),
+        ]
+    )
+    del proto.output[:]
+    proto.output.extend(
+        [
+            value("logp", TensorProto.FLOAT, ["B", "T"]),
+            value("topk_row", TensorProto.INT64, ["M"]),
+            value("topk_ids", TensorProto.INT32, ["M", "K"]),
+            value("topk_logp", TensorProto.FLOAT, ["M", "K"]),
+        ]
+    )
+    graph.index()
+    return graph.finish()

@@ -1,0 +1,175 @@
+"""Row-wise int8 for a prior's graph: every token's vector is quantised by itself, so no row depends on its neighbours.
+
+For y = x W with a constant W the graph computes, for each token t and output channel n,
+
+    m_t  = max_k |x_tk|
+    a_tk = round(127 x_tk / m_t) + 128                            uint8
+    y_tn = m_t s_n / 127 * sum_k (a_tk - 128) W8_kn               float32; the sum is exact, in int32
+
+with W8 the weight rounded per output channel to [-64, 64] and s_n its scale. Seven bits, not eight: two products of a uint8
+and such a weight stay below 2^15, so the processors whose instruction adds them in 16 bits do not saturate.
+
+Never dynamic quantisation (``DynamicQuantizeLinear``): its scale spans the whole tensor, so a row's scores would depend on
+the rows and the padding it is run with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toedit._graph import CONTRIB, Graph
+
+WEIGHT_LIMIT = 64
+TABLE_LIMIT = 127
+# A row of zeros has no largest value to divide by; added to any other it changes nothing.
+_SMALLEST = np.float32(1e-20)
+_STEP = np.array(1 / 127, dtype=np.float32)
+_ZERO = np.array(128, dtype=np.uint8)
+
+_Array = npt.NDArray[Any]
+
+
+def quantize_columns(weight: _Array, limit: int = WEIGHT_LIMIT) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """(int8 [K, N], float32 scale [N]) with weight ~ int8 * scale, each column rounded by its own largest value."""
+    largest = np.abs(weight).max(axis=0).astype(np.float32)
+    scale = np.where(largest > 0, largest / np.float32(limit), np.float32(1)).astype(np.float32)
+    return np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8), scale
+
+
+def to_int8(model: Any) -> Any:
+    """Rewrite every product with a constant matrix, and the embedding table, of *model* (changed in place and returned).
+
+    *model* is an ``onnx.ModelProto`` in float32 as :func:`toedit._graph.trace` makes it. Products that read the same vectors
+    share one quantisation. What is not a product with a constant (attention, norms, the softmax) stays in float32.
+    """
+    graph = Graph(model)
+    _rewrite_products(graph)
+    _rewrite_tables(graph)
+    return graph.finish()
+
+
+def _rewrite_products(graph: Graph) -> None:
+    quantized: dict[str, tuple[str, str]] = {}
+    # value -> its rows' scale, for products whose scaling is left to the one quantisation that reads them
+    unscaled: dict[str, str] = {}
+    for node in [n for n in graph.nodes if n.op_type == "MatMul"]:
+        weight = _weight(graph, node.input[1])
+        if weight is None:
+            continue
+        source = node.input[0]
+        new: list[Any] = []
+        if source not in quantized:
+            quantized[source] = _quantize(graph, source, weight.shape[0], unscaled, new)
+        rows, scale = quantized[source]
+        values, columns = quantize_columns(weight)
+        stem = node.output[0]
+        product = f"{stem}.unscaled"
+        new.append(
+            graph.node(
+                "MatMulIntegerToFloat",
+                [
+                    rows,
+                    graph.add_constant(f"{stem}.weight", values),
+                    graph.add_constant("int8.step", _STEP),
+                    graph.add_constant(f"{stem}.scale", columns),
+                    graph.add_constant("int8.zero", _ZERO),
+                ],
+                [product],
+                CONTRIB,
+            )
+        )
+        gated = _gate(graph, stem)
+        if gated is None:
+            new.append(graph.node("Mul", [product, scale], [stem]))
+            graph.replace([node], new, node)
+            continue
+        # gate * (m u) = m (gate * u): leave m out of the wide product and give it to the quantisation that follows.
+        other = gated.input[1] if gated.input[0] == stem else gated.input[0]
+        unscaled[gated.output[0]] = scale
+        graph.replace([node], new, node)
+        graph.replace([gated], [graph.node("Mul", [other, product], list(gated.output))], gated)
+
+
+def _gate(graph: Graph, name: str) -> Any:
+    """The product of *name* with something else, if all that reads it are products with constants; else None."""
+    node = graph.only_reader(name)
+    if node is None or node.op_type != "Mul" or node.input[0] == node.input[1]:
+        return None
+    other = node.input[1] if node.input[0] == name else node.input[0]
+    # The other factor must be as wide: a row's scalar or a constant would do too, but is not what this saves.
+    if graph.constant(other) is not None or node.output[0] in graph.outputs:
+        return None
+    readers = graph.readers.get(node.output[0], [])
+    if not readers or any(
+        r.op_type != "MatMul" or _weight(graph, r.input[1]) is None or r.input[0] != node.output[0] for r in readers
+    ):
+        return None
+    return node
+
+
+def _quantize(graph: Graph, source: str, width: int, unscaled: dict[str, str], new: list[Any]) -> tuple[str, str]:
+    """Append the nodes that quantise *source* [..., K = *width*] row by row.
+
+    Returns the names of the uint8 rows [..., K] and of the factors [..., 1] that their products are to be multiplied with.
+    """
+    axis = graph.add_constant("int8.axis", np.array([-1], dtype=np.int64))
+    flat = graph.add_constant(f"int8.rows_of_{width}", np.array([-1, width], dtype=np.int64))
+    step, zero = graph.add_constant("int8.step", _STEP), graph.add_constant("int8.zero", _ZERO)
+
+    def name(part: str) -> str:
+        return f"{source}.{part}"
+
+    new += [
+        # max(max x, -min x) reads the rows twice; max |x| would write and read a copy of them
+        graph.node("ReduceMax", [source, axis], [name("highest")], keepdims=1),
+        graph.node("ReduceMin", [source, axis], [name("lowest")], keepdims=1),
+        graph.node("Neg", [name("lowest")], [name("depth")]),
+        graph.node("Max", [name("highest"), name("depth")], [name("reach")]),
+        graph.node("Add", [name("reach"), graph.add_constant("int8.smallest", np.array(_SMALLEST))], [name("largest")]),
+        # QuantizeLinear with a scale for each row: division and rounding in one pass
+        graph.node("Mul", [name("largest"), step], [name("steps")]),
+        graph.node("Reshape", [name("steps"), axis], [name("steps.flat")]),
+        graph.node("Shape", [name("steps.flat")], [name("count")]),
+        graph.node("Expand", [zero, name("count")], [name("zeros")]),
+        graph.node("Shape", [source], [name("shape")]),
+        graph.node("Reshape", [source, flat], [name("flat")]),
+        graph.node("QuantizeLinear", [name("flat"), name("steps.flat"), name("zeros")], [name("flat.int8")], axis=0),
+        graph.node("Reshape", [name("flat.int8"), name("shape")], [name("int8")]),
+    ]
+    if source not in unscaled:
+        return name("int8"), name("largest")
+    new.append(graph.node("Mul", [name("largest"), unscaled[source]], [name("factor")]))
+    return name("int8"), name("factor")
+
+
+def _weight(graph: Graph, name: str) -> _Array | None:
+    """A constant float32 matrix [K, N], through a transposition if need be, else None."""
+    value = graph.constant(name)
+    if value is None:
+        node = graph.maker.get(name)
+        if node is None or node.op_type != "Transpose" or (value := graph.constant(node.input[0])) is None or value.ndim != 2:
+            return None
+        value = value.T
+    return value if value.ndim == 2 and value.dtype == np.float32 else None
+
+
+def _rewrite_tables(graph: Graph) -> None:
+    for node in [n for n in graph.nodes if n.op_type == "Gather"]:
+        table = graph.constant(node.input[0])
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        if table is None or table.ndim != 2 or table.dtype != np.float32 or axis != 0 or min(table.shape) < 8:
+            continue
+        values, scale = quantize_columns(np.ascontiguousarray(table.T), TABLE_LIMIT)
+        stem, ids = node.output[0], node.input[1]
+        rows = graph.add_constant(f"{stem}.weight", np.ascontiguousarray(values.T))
+        scales = graph.add_constant(f"{stem}.scale", scale[:, None])
+        new = [
+            graph.node("Gather", [rows, ids], [f"{stem}.int8"], axis=0),
+            graph.node("Gather", [scales, ids], [f"{stem}.row_scale"], axis=0),
+            graph.node("Cast", [f"{stem}.int8"], [f"{stem}.unscaled"], to=1),
+            graph.node("Mul", [f"{stem}.unscaled", f"{stem}.row_scale"], [stem]),
+        ]
+        graph.replace([node], new, node)

@@ -1,0 +1,90 @@
+"""A whole training loop with and without editing: fetch, edit from stored scores, collate, step of a model of 10 million
+parameters.
+
+Everything runs in one process (no workers), so that nothing of the editing hides behind the step: what is measured is the most
+that editing can cost. The two loops take turns step by step, on the same rows.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from common import machine
+from pydoc_data.topics import topics
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import toedit
+from toedit.torch import EditCollator
+
+LENGTH, BATCH, STEPS = 256, 16, 24
+
+
+def collate(rows: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.tensor([row["input_ids"] for row in rows])
+
+
+def main() -> None:
+    from datasets import Dataset
+
+    torch.manual_seed(0)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    prior = toedit.Prior.builtin()
+    tokenizer = Tokenizer.from_file(str(prior.tokenizer_file))
+    stream = [i for text in topics.values() for i in tokenizer.encode(text).ids]
+    rows = [stream[i : i + LENGTH] for i in range(0, BATCH * STEPS * LENGTH, LENGTH)]
+    policy = toedit.Policy(threshold=0.9, exclude_original=True)
+    scores = prior.score(rows, keep=policy)
+    prior.close()
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=320, num_hidden_layers=6, num_attention_heads=5, intermediate_size=1152,
+        max_position_embeddings=LENGTH, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"Training loop, {millions:.1f} million parameters, batches of {BATCH} x {LENGTH}, Hugging Face dataset. {machine()}")
+
+    def step(ids: torch.Tensor) -> None:
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    editor = toedit.Editor(toedit.Prior.builtin(), policy)
+    collator = EditCollator(editor, collate)
+    plain = Dataset.from_dict({"input_ids": rows})
+    scored = plain.add_column("scores", scores)
+    loaders = {
+        "without editing": torch.utils.data.DataLoader(plain, BATCH, collate_fn=collate),
+        "with editing": torch.utils.data.DataLoader(scored, BATCH, collate_fn=collator),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in loaders}
+    fetching: dict[str, list[float]] = {name: [] for name in loaders}
+    for _ in range(2):
+        iterators = {name: iter(loader) for name, loader in loaders.items()}
+        for turn in range(STEPS):
+            order = list(iterators) if turn % 2 else list(iterators)[::-1]
+            for name in order:
+                begun = time.perf_counter()
+                ids = next(iterators[name])
+                fetched = time.perf_counter()
+                step(ids)
+                if turn > 1:
+                    fetching[name].append(fetched - begun)
+                    seconds[name].append(time.perf_counter() - begun)
+    for name, values in seconds.items():
+        fetch = np.median(fetching[name])
+        print(f"  {name:16}  {min(values) * 1e3:8.1f} ms a step (min), {np.median(values) * 1e3:8.1f} (median); fetch, edit and collate {fetch * 1e3:.2f} ms")
+    with_, without = seconds["with editing"], seconds["without editing"]
+    extra = np.median(fetching["with editing"]) - np.median(fetching["without editing"])
+    print(f"  with / without editing: {np.median(with_) / np.median(without):.4f} by median, {min(with_) / min(without):.4f} by min")
+    print(f"  what editing adds to fetching, against a step's median: {100 * extra / np.median(without):.2f} %  ({collator.stats().changes:,} changes made)")
+
+
+if __name__ == "__main__":
+    main()

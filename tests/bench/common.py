@@ -1,0 +1,62 @@
+"""Timing side by side: peers take turns in one run, each figure is a minimum and a median, results are ratios.
+
+The machines that this runs on are shared and noisy. Taking turns gives every peer the same noise; the ratio of medians is
+what may be quoted, with the minima beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class Timing:
+    """Seconds of one peer's runs."""
+
+    name: str
+    seconds: list[float]
+
+    @property
+    def least(self) -> float:
+        return min(self.seconds)
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+
+def take_turns(peers: dict[str, Callable[[], object]], rounds: int, inner: int = 1) -> dict[str, Timing]:
+    """Run the peers in turn, rounds times after one round to warm up; inner calls are timed together."""
+    timings = {name: Timing(name, []) for name in peers}
+    for turn in range(rounds + 1):
+        for name, call in peers.items():
+            begun = time.perf_counter()
+            for _ in range(inner):
+                call()
+            seconds = (time.perf_counter() - begun) / inner
+            if turn > 0:
+                timings[name].seconds.append(seconds)
+    return timings
+
+
+def report(title: str, timings: dict[str, Timing], tokens: int, ours: str) -> None:
+    """A table: microseconds, tokens/s, and how many times faster ours is than each peer."""
+    print(f"\n{title}")
+    width = max(len(name) for name in timings)
+    print(f"  {'':{width}}  min µs      median µs   Mtokens/s (median)   ours is ... times as fast: by min, by median")
+    mine = timings[ours]
+    for name, t in timings.items():
+        ratio = "" if name == ours else f"{t.least / mine.least:20.2f} {t.median / mine.median:8.2f}"
+        print(f"  {name:{width}}  {t.least * 1e6:10.1f}  {t.median * 1e6:10.1f}  {tokens / t.median / 1e6:12.3f}  {ratio}")
+
+
+def machine() -> str:
+    """One line about where the figures come from."""
+    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    return f"{time.strftime('%Y-%m-%d')}, {model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, NumPy {np.__version__}"

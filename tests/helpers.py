@@ -1,0 +1,160 @@
+"""What several test files need: text as rows of ids, priors for editing alone, the package's edits beside the reference's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pyarrow as pa
+import pytest
+import toedit
+from pydoc_data.topics import topics
+from tokenizers import Tokenizer
+from toedit import _bridge, _native
+
+
+def usage() -> tuple[int, int, int]:
+    """Bytes, Arrow structures and handles that the native library holds; nothing where it was not loaded."""
+    if _native._library.module is None:
+        return 0, 0, 0
+    size, exports, handles = (int(_bridge.call(name)) for name in ("AllocatedBytes", "Exports", "Handles"))
+    return size, exports, handles
+
+
+def text_rows(tokenizer: Tokenizer, tokens: int, seed: int = 0, longest: int = 400) -> list[list[int]]:
+    """Rows of mixed lengths, as text comes, cut from the help texts that every Python carries."""
+    chance = random.Random(seed)
+    rows: list[list[int]] = []
+    for name in sorted(topics):
+        ids = tokenizer.encode(topics[name]).ids
+        while ids and tokens > 0:
+            length = min(int(chance.lognormvariate(4.5, 1.0)) + 1, longest, tokens, len(ids))
+            rows.append(ids[:length])
+            ids = ids[length:]
+            tokens -= length
+    return rows
+
+
+def editing_prior(
+    folder: Path,
+    *,
+    vocab_size: int = 512,
+    tokenizer_size: int = 508,
+    special_ids: Sequence[int] = (0, 1, 2),
+    k: int = 64,
+) -> toedit.Prior:
+    """A prior that can edit but not score: its model is not one, and editing from stored scores never opens it."""
+    tokenizer = toedit.Prior.builtin().tokenizer_file
+    folder.mkdir(parents=True)
+    shutil.copy(tokenizer, folder)
+    (folder / "model.onnx").write_bytes(b"no model")
+    settings = json.loads(tokenizer.with_name("prior.json").read_text())
+    settings |= {
+        "vocab_size": vocab_size,
+        "tokenizer_size": tokenizer_size,
+        "special_ids": list(special_ids),
+        "k": k,
+        "files": {p.name: file_entry(p) for p in (folder / "model.onnx", folder / "tokenizer.json")},
+    }
+    (folder / "prior.json").write_text(json.dumps(settings))
+    return toedit.Prior(folder)
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """A file as prior.json lists it."""
+    data = path.read_bytes()
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+
+
+def reference(
+    editor: toedit.Editor,
+    ids: Sequence[oracle.Ids],
+    scores: Iterable[Mapping[str, Any]],
+    epoch: int = 0,
+    **columns: Any,
+) -> oracle.BatchResult:
+    """What the reference implementation makes of a batch, with the settings of an editor."""
+    about = editor.prior.describe()
+    return oracle.edit_batch(
+        ids,
+        list(scores),
+        editor.policy,
+        special_ids=about["special_ids"],
+        tokenizer_size=about["tokenizer_size"],
+        seed=editor.seed,
+        epoch=epoch,
+        **columns,
+    )
+
+
+def assert_edits_equal(
+    edited: toedit.Edited,
+    expected: oracle.BatchResult,
+    offsets: Sequence[int] | None = None,
+) -> None:
+    """The package's edits are the reference's: ids, log and counts exactly, expected changes but for the last bits."""
+    assert as_lists(edited["input_ids"]) == expected["ids"]
+    counts = edited.counts
+    for name in ("candidates", "changes", "protected", "unscored"):
+        assert getattr(counts, name) == expected[name], name  # type: ignore[literal-required]
+    assert edited.candidates == counts.candidates
+    assert edited.changes == counts.changes
+    # The package and the reference take exp from different libraries.
+    assert edited.expected_changes == pytest.approx(expected["expected_changes"], rel=1e-12, abs=0)
+    log = [tuple(change[name] for name in ("row", "position", "old", "new")) for change in edited.log.to_pylist()]
+    assert log == [
+        (n, (offsets[n] if offsets else 0) + at, old, new)
+        for n, row in enumerate(expected["rows"])
+        for at, old, new in row["edits"]
+    ]
+
+
+def as_lists(column: Any) -> list[list[int]]:
+    """Rows of ids of any kind as plain lists."""
+    for method in ("to_pylist", "to_list", "tolist"):
+        if hasattr(column, method):
+            return list(getattr(column, method)())
+    return [row if isinstance(row, list) else row.tolist() for row in column]
+
+
+def pad(
+    rows: Sequence[Sequence[int]], width: int, *, left: Sequence[bool] | bool = False, value: int = 0
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Rows filled up to a width, and their attention mask."""
+    sides = [left] * len(rows) if isinstance(left, bool) else left
+    ids, mask = [], []
+    for row, on_left in zip(rows, sides, strict=True):
+        fill, ones = [value] * (width - len(row)), [1] * len(row)
+        zeros = [0] * len(fill)
+        ids.append(fill + list(row) if on_left else list(row) + fill)
+        mask.append(zeros + ones if on_left else ones + zeros)
+    return ids, mask
+
+
+def python(
+    code: str, *, path: Path | None = None, timeout: float = 60, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own. `path` is searched for modules before everything else."""
+    environment = dict(os.environ)
+    if path is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(path), environment.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def scores_of(column: pa.StructArray) -> list[dict[str, Any]]:
+    """A scores column as the reference reads it."""
+    return list(column.to_pylist())
