@@ -203,7 +203,11 @@ func structOfColumns(t testing.TB, columns ...namedColumn) *array.Struct {
 		require.Equal(t, rows, a.Len())
 		data = append(data, a.Data())
 	}
-	return array.NewStructData(array.NewData(arrow.StructOf(fields...), rows, []*memory.Buffer{nil}, data, 0, 0))
+	d := array.NewData(arrow.StructOf(fields...), rows, []*memory.Buffer{nil}, data, 0, 0)
+	defer d.Release()
+	s := array.NewStructData(d)
+	t.Cleanup(s.Release) // it holds the columns, which may be exports of ours
+	return s
 }
 
 type namedColumn struct {

@@ -2,7 +2,6 @@ package capi
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -390,7 +389,6 @@ func requireKind(t testing.TB, err error, kind Kind, parts ...string) {
 		require.Contains(t, err.Error(), part)
 	}
 	require.True(t, strings.HasPrefix(err.Error(), kind.String()+": "))
-	require.False(t, errors.Is(err, nil))
 }
 
 func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }

@@ -275,9 +275,10 @@ func CancelScore(handle uint64) error {
 
 // TakeScore waits for a job, fills out with its scores column, and ends it.
 func TakeScore(handle uint64, out, outSchema Address) error {
+	missing := zeroOut(out, outSchema)
 	return guarded(func() error {
-		if err := zeroOut(out, outSchema); err != nil {
-			return err
+		if missing != nil {
+			return missing
 		}
 		j, err := lookup[*job](handle)
 		if err != nil {

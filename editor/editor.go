@@ -21,7 +21,7 @@ type Editor struct {
 	weights *halfWeights
 }
 
-// New compiles a policy. It takes about half a millisecond.
+// New compiles a policy: most of a millisecond, for the weights.
 func New(p Policy, v Vocabulary) (*Editor, error) {
 	if err := p.Validate(); err != nil {
 		return nil, err

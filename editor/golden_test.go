@@ -69,8 +69,9 @@ func (g *golden) document(t *testing.T) *Document {
 // The same seeds give the same edits for ever: testdata/README.md says where
 // these come from.
 func TestGoldens(t *testing.T) {
+	const first = 23 // lines that there have been from the start
 	var all Counts
-	for _, g := range readLines[golden](t, "goldens.jsonl") {
+	for i, g := range readLines[golden](t, "goldens.jsonl") {
 		t.Run(g.Name, func(t *testing.T) {
 			p, err := ParsePolicy(g.Policy)
 			require.NoError(t, err)
@@ -85,7 +86,9 @@ func TestGoldens(t *testing.T) {
 			}
 			require.Equal(t, g.Edits, got)
 			require.InDelta(t, g.Expected, counts.Expected, 1e-12*float64(counts.Candidates))
-			all.Add(counts)
+			if i < first {
+				all.Add(counts)
+			}
 			counts.Expected = 0
 			require.Equal(t, g.Counts, counts)
 		})

@@ -11,14 +11,15 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
-import oracle
 import pyarrow as pa
 import pytest
-import toedit
-from pydoc_data.topics import topics
 from tokenizers import Tokenizer
+
+import oracle
+import toedit
 from toedit import _bridge, _native
 
 
@@ -105,7 +106,7 @@ def assert_edits_equal(
     assert as_lists(edited["input_ids"]) == expected["ids"]
     counts = edited.counts
     for name in ("candidates", "changes", "protected", "unscored"):
-        assert getattr(counts, name) == expected[name], name  # type: ignore[literal-required]
+        assert getattr(counts, name) == expected[name], name
     assert edited.candidates == counts.candidates
     assert edited.changes == counts.changes
     # The package and the reference take exp from different libraries.
@@ -140,9 +141,7 @@ def pad(
     return ids, mask
 
 
-def python(
-    code: str, *, path: Path | None = None, timeout: float = 60, check: bool = True
-) -> subprocess.CompletedProcess[str]:
+def python(code: str, *, path: Path | None = None, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a program in a process of its own. `path` is searched for modules before everything else."""
     environment = dict(os.environ)
     if path is not None:

@@ -12,8 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import helpers
 import numpy as np
+
+import helpers
 import oracle
 import toedit
 
@@ -55,9 +56,7 @@ def main(name: str) -> None:
             editor = toedit.Editor(prior, toedit.Policy(**case["policy"]), seed=case["seed"], **names)
             batch = {"input_ids": ids, "scores": oracle.scores_to_arrow(rows), **columns}
             edited = editor.edit(batch, case["epoch"])
-            expected = helpers.reference(
-                editor, ids, rows, case["epoch"], keys=case.get("keys"), offsets=case.get("offsets")
-            )
+            expected = helpers.reference(editor, ids, rows, case["epoch"], keys=case.get("keys"), offsets=case.get("offsets"))
             helpers.assert_edits_equal(edited, expected, case.get("offsets"))
             cases.append(
                 {

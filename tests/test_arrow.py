@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import helpers
 import numpy as np
-import oracle
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
+
+import helpers
+import oracle
 import toedit
 from toedit import _bridge
 
@@ -25,9 +26,7 @@ Batch = dict[str, Any]
 
 POLICY = toedit.Policy(threshold=0.5, temperature=2.0)
 LIST_TYPES = [
-    list_(value)
-    for list_ in (pa.list_, pa.large_list)
-    for value in (pa.int32(), pa.int64(), pa.uint16(), pa.uint32())
+    list_(value) for list_ in (pa.list_, pa.large_list) for value in (pa.int32(), pa.int64(), pa.uint16(), pa.uint32())
 ]
 FIXED_TYPES = [pa.list_(value, 16) for value in (pa.int32(), pa.int64(), pa.uint16(), pa.uint32())]
 
@@ -256,12 +255,8 @@ def test_polars_frame(editor: toedit.Editor, small_columns: Batch, expected: Row
     assert editor(several)["input_ids"].to_list() == expected
 
 
-def test_polars_arrays(
-    editor: toedit.Editor, square: tuple[Rows, pa.StructArray], square_expected: Rows
-) -> None:
-    frame = polars.DataFrame(
-        {"input_ids": polars.Series(square[0], dtype=polars.Array(polars.Int32, 16)), "scores": square[1]}
-    )
+def test_polars_arrays(editor: toedit.Editor, square: tuple[Rows, pa.StructArray], square_expected: Rows) -> None:
+    frame = polars.DataFrame({"input_ids": polars.Series(square[0], dtype=polars.Array(polars.Int32, 16)), "scores": square[1]})
     edited = editor(frame)
     assert edited.batch.schema == frame.schema
     assert edited["input_ids"].to_list() == square_expected
@@ -354,9 +349,7 @@ def test_numpy_alone(prior: toedit.Prior) -> None:
     assert edited["input_ids"] is edited.batch
 
 
-def test_torch_matrix(
-    editor: toedit.Editor, square: tuple[Rows, pa.StructArray], square_expected: Rows
-) -> None:
+def test_torch_matrix(editor: toedit.Editor, square: tuple[Rows, pa.StructArray], square_expected: Rows) -> None:
     torch = pytest.importorskip("torch")
     for dtype in (torch.int32, torch.int64, torch.uint16, torch.uint32):
         ids = torch.tensor(square[0]).to(dtype)
@@ -392,9 +385,7 @@ def row_forms() -> dict[str, Callable[[list[int]], Any]]:
 
 @pytest.mark.parametrize("form", ["list", "numpy", "torch"])
 @pytest.mark.parametrize("scores_as", ["dicts", "scalars", "numpy dicts"])
-def test_list_of_mappings(
-    editor: toedit.Editor, small_columns: Batch, expected: Rows, form: str, scores_as: str
-) -> None:
+def test_list_of_mappings(editor: toedit.Editor, small_columns: Batch, expected: Rows, form: str, scores_as: str) -> None:
     make = row_forms()[form]
     scores = list(small_columns["scores"]) if scores_as == "scalars" else small_columns["scores"].to_pylist()
     if scores_as == "numpy dicts":  # as datasets gives them with its numpy format
@@ -503,9 +494,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     return calls
 
 
-def test_memory_goes_in_without_a_copy(
-    editor: toedit.Editor, square: tuple[Rows, pa.StructArray], sent: list[Batch]
-) -> None:
+def test_memory_goes_in_without_a_copy(editor: toedit.Editor, square: tuple[Rows, pa.StructArray], sent: list[Batch]) -> None:
     torch = pytest.importorskip("torch")
     scores = square[1]
     matrix = np.array(square[0], np.int64)
@@ -616,9 +605,7 @@ def test_feather(prior: toedit.Prior, rows: Rows, scores: pa.StructArray, tmp_pa
     same_edits(prior, rows, scores, read)
 
 
-def test_half_floats_lose_nothing_of_the_draws(
-    prior: toedit.Prior, rows: Rows, scores: pa.StructArray
-) -> None:
+def test_half_floats_lose_nothing_of_the_draws(prior: toedit.Prior, rows: Rows, scores: pa.StructArray) -> None:
     names = [f.name for f in toedit.SCORES_TYPE]
     columns = [scores.field(name) for name in names]
     half = columns[3].cast(pa.large_list(pa.float16()))
@@ -628,10 +615,8 @@ def test_half_floats_lose_nothing_of_the_draws(
     same_edits(prior, rows, scores, {"input_ids": rows, "scores": smaller})
 
 
-def test_large_lists_and_another_order_of_fields(
-    prior: toedit.Prior, rows: Rows, scores: pa.StructArray
-) -> None:
-    fields = [f for f in toedit.SCORES_TYPE][::-1]
+def test_large_lists_and_another_order_of_fields(prior: toedit.Prior, rows: Rows, scores: pa.StructArray) -> None:
+    fields = list(toedit.SCORES_TYPE)[::-1]
     wide = [scores.field(f.name).cast(pa.large_list(f.type.value_type)) if pa.types.is_list(f.type)
             else scores.field(f.name) for f in fields]  # fmt: skip
     wide[0] = scores.field("prior").dictionary_encode()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import helpers
 import numpy as np
-import oracle
 import pyarrow as pa
 import pytest
+from tokenizers import Tokenizer, models
+
+import helpers
+import oracle
 import toedit
 
 Rows = list[list[int]]
@@ -90,9 +93,7 @@ def test_the_log_counts_positions_among_real_tokens(small_prior: toedit.Prior, s
     assert padded.counts == plain.counts
 
 
-def test_length_never_changes_and_neither_does_anything_unlogged(
-    small_prior: toedit.Prior, small_columns: Columns
-) -> None:
+def test_length_never_changes_and_neither_does_anything_unlogged(small_prior: toedit.Prior, small_columns: Columns) -> None:
     edited = toedit.Editor(small_prior, POLICY)(small_columns)
     before, after = small_columns["input_ids"].to_pylist(), edited["input_ids"].to_pylist()
     assert [len(row) for row in before] == [len(row) for row in after]
@@ -127,7 +128,6 @@ def test_empty_and_overlong_rows_pass_through_and_are_counted(prior: toedit.Prio
     assert (edited.counts.empty_rows, edited.counts.overlong_rows, edited.counts.unscored) == (2, 1, 560 - 512)
     assert edited["input_ids"][0] == []
     assert edited["input_ids"][1][512:] == long[512:]
-    assert edited["input_ids"][1][:512] == editor([long[:512]], 0)["input_ids"][0] or True
     assert edited["input_ids"][1][:512] != long[:512]
 
 
@@ -146,9 +146,7 @@ def test_equal_documents_without_a_key_get_equal_edits(small_prior: toedit.Prior
     assert same[:5] == same[5:]
 
 
-def test_epochs_and_seeds_give_other_edits_and_nothing_is_remembered(
-    small_prior: toedit.Prior, small_columns: Columns
-) -> None:
+def test_epochs_and_seeds_give_other_edits_and_nothing_is_remembered(small_prior: toedit.Prior, small_columns: Columns) -> None:
     editor = toedit.Editor(small_prior, POLICY, seed=1)
     epochs = [editor(small_columns, epoch=n)["input_ids"].to_pylist() for n in (0, 1, 2**32 - 1)]
     seeds = [toedit.Editor(small_prior, POLICY, seed=s)(small_columns)["input_ids"].to_pylist() for s in (0, 2**64 - 1)]
@@ -351,10 +349,6 @@ def test_the_same_tokenizer_is_accepted(prior: toedit.Prior, tokenizer: Any, tmp
 
 
 def changed_tokenizer(prior: toedit.Prior, change: str) -> Any:
-    import json
-
-    from tokenizers import Tokenizer
-
     definition = json.loads(prior.tokenizer_file.read_text())
     model = definition["model"]
     if change == "vocabulary":
@@ -374,10 +368,10 @@ def changed_tokenizer(prior: toedit.Prior, change: str) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("vocabulary", "its vocabulary differs"),
-        ("merges", "its merges differs? .*number 40"),
-        ("fewer merges", "its merges differs? "),
-        ("added token", "its added tokens differs? .*<tool>"),
+        ("vocabulary", "differ in vocabulary"),
+        ("merges", "differ in merges .number 40"),
+        ("fewer merges", r"differ in merges \(\d+ against \d+\)"),
+        ("added token", "differ in added tokens .'<tool>'"),
     ],
 )
 def test_another_tokenizer_is_refused(prior: toedit.Prior, change: str, message: str) -> None:
@@ -387,9 +381,7 @@ def test_another_tokenizer_is_refused(prior: toedit.Prior, change: str, message:
 
 
 def test_another_kind_of_tokenizer_is_refused(prior: toedit.Prior) -> None:
-    from tokenizers import Tokenizer, models
-
-    with pytest.raises(toedit.InputError, match="its model differs"):
+    with pytest.raises(toedit.InputError, match="differ in model"):
         toedit.Editor(prior, tokenizer=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
 
 
@@ -404,7 +396,7 @@ class SlowTokenizer:
     [
         (SlowTokenizer(), "a SlowTokenizer cannot be compared .* pass a fast tokenizer"),
         ("no/such/tokenizer.json", "tokenizer file cannot be read"),
-        (Path(__file__), "is no tokenizer.json"),
+        (Path(__file__), "is not a tokenizer.json"),
         (5, "a int cannot be compared"),
     ],
 )

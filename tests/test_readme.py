@@ -19,6 +19,7 @@ def blocks() -> list[str]:
 def test_the_training_loop_and_the_calls_without_torch() -> None:
     torch = pytest.importorskip("torch", reason="the README's loop needs torch")
     from pydoc_data.topics import topics
+
     from tokenizers import Tokenizer
 
     import toedit

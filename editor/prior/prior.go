@@ -11,10 +11,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"sort"
 	"strings"
 
 	"toedit/editor"
@@ -91,7 +91,11 @@ func Open(dir string) (*Prior, error) {
 	if err := p.validate(); err != nil {
 		return nil, fmt.Errorf("prior %s: %w", dir, err)
 	}
-	for name, want := range p.Files {
+	if p.SpecialIDs == nil {
+		p.SpecialIDs = []uint32{} // "none" is a list too, for whoever reads it as JSON
+	}
+	for _, name := range p.fileNames() {
+		want := p.Files[name]
 		info, err := os.Stat(filepath.Join(dir, name))
 		if err != nil {
 			return nil, fmt.Errorf("prior %s: its file %s is missing; export the prior again", dir, name)
@@ -144,7 +148,8 @@ func (p *Prior) validate() error {
 			return field("files", "without "+name, "a table with "+name)
 		}
 	}
-	for name, f := range p.Files {
+	for _, name := range p.fileNames() {
+		f := p.Files[name]
 		// A name with a directory in it could point anywhere on the machine.
 		if name != filepath.Base(name) || name == ".." || name == "." {
 			return field("files", fmt.Sprintf("%q", name), "plain file names")
@@ -159,18 +164,16 @@ func (p *Prior) validate() error {
 // VerifyModel reads every file that prior.json lists and compares its SHA-256, so that scores are only ever made by the
 // weights that the fingerprint names.
 func (p *Prior) VerifyModel() error {
-	names := make([]string, 0, len(p.Files))
-	for name := range p.Files {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	for _, name := range names {
+	for _, name := range p.fileNames() {
 		if err := p.verify(name); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// fileNames are the names in Files in order: what is hashed, and which error comes first, must not change from run to run.
+func (p *Prior) fileNames() []string { return slices.Sorted(maps.Keys(p.Files)) }
 
 func (p *Prior) verify(name string) error {
 	f, err := os.Open(filepath.Join(p.Dir, name))
@@ -221,12 +224,7 @@ func (p *Prior) computeFingerprint() string {
 	if p.BOS.ID != nil {
 		line("bos.id", *p.BOS.ID)
 	}
-	names := make([]string, 0, len(p.Files))
-	for name := range p.Files {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	for _, name := range names {
+	for _, name := range p.fileNames() {
 		line("file."+name, strings.ToLower(p.Files[name].SHA256))
 	}
 	sum := sha256.Sum256([]byte(b.String()))

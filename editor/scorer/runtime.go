@@ -2,6 +2,7 @@ package scorer
 
 import (
 	"fmt"
+	"os"
 	"sync"
 
 	ort "github.com/yalue/onnxruntime_go"
@@ -19,6 +20,8 @@ type ErrRuntime struct{ msg string }
 
 func (e *ErrRuntime) Error() string { return e.msg }
 
+const noTelemetry = "ORT_DISABLE_TELEMETRY"
+
 // openRuntime loads the library at path unless that was done before.
 func openRuntime(path string) error {
 	runtimeState.Lock()
@@ -30,11 +33,36 @@ func openRuntime(path string) error {
 		}
 		return nil
 	}
+	// From 1.29 on ONNX Runtime reports its use to its maker, from a thread of its own, unless this stands in the
+	// environment before it is opened. Nobody who trains asked for that, and the thread hangs forked children at their end.
+	if _, set := os.LookupEnv(noTelemetry); !set {
+		_ = os.Setenv(noTelemetry, "1")
+	}
 	ort.SetSharedLibraryPath(path)
 	if err := ort.InitializeEnvironment(ort.WithLogLevelError()); err != nil {
-		return &ErrRuntime{fmt.Sprintf("ONNX Runtime at %s cannot be used: %v; toedit needs onnxruntime >= 1.23 (error 2 above means that "+
-			"it is older): pip install 'toedit[cpu]'", path, err)}
+		return tooOld(path, fmt.Sprintf("cannot be used (%v; error 2 means that it is too old)", err))
+	}
+	if version := ort.GetVersion(); !recent(version) {
+		_ = ort.DestroyEnvironment()
+		return tooOld(path, "is version "+version)
 	}
 	runtimeState.library = path
 	return nil
+}
+
+// oldestMajor.oldestMinor is the first version that opens the graphs of priors: before it, GroupQueryAttention had to have
+// outputs that nothing reads.
+const oldestMajor, oldestMinor = 1, 27
+
+func recent(version string) bool {
+	var major, minor int
+	if _, err := fmt.Sscanf(version, "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	return major > oldestMajor || major == oldestMajor && minor >= oldestMinor
+}
+
+func tooOld(path, what string) error {
+	return &ErrRuntime{fmt.Sprintf("ONNX Runtime at %s %s, but toedit needs onnxruntime >= %d.%d: pip install --upgrade 'toedit[cpu]'",
+		path, what, oldestMajor, oldestMinor)}
 }

@@ -303,10 +303,11 @@ def _from_arrays(rows: list[Any], name: str) -> tuple[pa.Array, Back]:
 
 
 def _from_lists(rows: list[Any], name: str) -> tuple[pa.Array, Back]:
+    rows = [r.tolist() if isinstance(r, np.ndarray) or _is_torch(r) else r for r in rows]
     try:
-        array = pa.array([r.tolist() if isinstance(r, np.ndarray) or _is_torch(r) else r for r in rows])
+        array = pa.array(rows)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-        raise InputError(f"column {name!r} cannot be read: {error}") from None
+        raise InputError(_unreadable(rows, name, error)) from None
     if name == IDS and pa.types.is_integer(array.type):
         raise InputError(f"{IDS} is one row of ids; a batch is a list of rows: [ids]")
     # Without a single token there is nothing to tell the type from.
@@ -315,6 +316,19 @@ def _from_lists(rows: list[Any], name: str) -> tuple[pa.Array, Back]:
     if pa.types.is_null(array.type) and name in TOKEN_COLUMNS:
         array = array.cast(pa.list_(pa.int64()))
     return array, lambda a: a.to_pylist()
+
+
+def _unreadable(rows: list[Any], name: str, error: Exception) -> str:
+    """What is wrong with a column of Python objects, with the row where one row alone cannot be read."""
+    for i, row in enumerate(rows):
+        try:
+            pa.array([row])
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as of_row:
+            for value in row if isinstance(row, Sequence) else [row]:
+                if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                    return f"row {i}: {name} holds {value}, which is no int64"
+            return f"row {i}: {name} cannot be read: {of_row}"
+    return f"column {name!r} cannot be read: {error}"
 
 
 def _from_structs(rows: list[Any], name: str) -> pa.Array:

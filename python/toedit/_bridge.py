@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from toedit import _native
-from toedit._errors import translate
+from toedit._errors import InputError, translate
 
 __all__ = ["ArrowIn", "ArrowOut", "PerProcess", "call"]
 
@@ -70,6 +70,10 @@ class ArrowIn(ArrowOut):
 
     def __init__(self, columns: dict[str, pa.Array]) -> None:
         super().__init__()
+        (first, ids), *others = columns.items()
+        for name, column in others:
+            if len(column) != len(ids):
+                raise InputError(f"column {name} has {len(column)} rows, but {first} has {len(ids)}")
         batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
         batch._export_to_c(self.array, self.schema)
 

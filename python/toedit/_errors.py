@@ -10,8 +10,8 @@ __all__ = [
     "InternalError",
     "MissingDependencyError",
     "PriorError",
-    "ScoringError",
     "ScoresError",
+    "ScoringError",
     "TokenizerWarning",
 ]
 

@@ -363,7 +363,10 @@ def _pack_one(graph: Graph, node: Any) -> None:
     found = [p for p in projections if p is not None]
     if len(found) != 3 or len({p[0] for p in found}) != 1 or len(interleaved) != 1:
         return
-    if len({p[2] is None for p in found}) != 1 or _same_table(graph, tables) is False:
+    if len({p[2] is None for p in found}) != 1 or not _same_table(graph, tables):
+        return
+    heads = next(a.i for a in node.attribute if a.name == "num_heads")
+    if found[0][1].shape[1] // heads % 16:  # ONNX Runtime rotates no other heads inside the attention
         return
     stem = node.output[0]
     weight = graph.add_constant(f"{stem}.qkv.weight", np.concatenate([p[1] for p in found], axis=1))

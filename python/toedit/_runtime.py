@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 from toedit._errors import MissingDependencyError
@@ -13,6 +14,13 @@ __all__ = ["library", "threads"]
 _MISSING = (
     "scoring needs ONNX Runtime, which is not installed: pip install 'toedit[cpu]' (or 'toedit[cuda]' on a machine with "
     "an NVIDIA card; never both). Editing from stored scores works without it."
+)
+# ONNX Runtime has had no wheels for CPython 3.10 since 1.24, but its library does not depend on Python.
+_MISSING_ON_3_10 = (
+    "scoring needs ONNX Runtime, which has no wheel for Python 3.10 that is new enough. The library of 3.11's wheel works: "
+    "pip install --no-deps --ignore-requires-python --only-binary=:all: --python-version 3.11 --platform manylinux_2_28_x86_64 "
+    "--target SITE_PACKAGES 'onnxruntime>=1.27,<1.34' (SITE_PACKAGES: this environment's folder of packages). Editing from "
+    "stored scores works without it."
 )
 
 
@@ -27,7 +35,7 @@ def library() -> str:
         found = sorted(Path(location, "capi").glob("libonnxruntime.so*"))
         if found:
             return str(found[-1])
-    raise MissingDependencyError(_MISSING)
+    raise MissingDependencyError(_MISSING if sys.version_info >= (3, 11) else _MISSING_ON_3_10)
 
 
 def threads(asked: int | None, in_worker: bool) -> int:

@@ -32,14 +32,14 @@ def check_same_tokenizer(tokenizer: Any, prior_file: Path) -> None:
     for part, want in ours.items():
         got = theirs[part]
         if got != want:
-            raise InputError(f"the tokenizer is not the prior's: its {part} differs ({_difference(got, want)}); {_WAY_OUT}")
+            raise InputError(f"the tokenizer is not the prior's, they differ in {part} ({_difference(got, want)}); {_WAY_OUT}")
 
 
 def _definition(tokenizer: Any) -> dict[str, Any]:
     if isinstance(tokenizer, (str, os.PathLike)):
         try:
             text = Path(tokenizer).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"the tokenizer file cannot be read: {error}") from None
     else:
         backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
@@ -49,7 +49,12 @@ def _definition(tokenizer: Any) -> dict[str, Any]:
                 "tokenizers.Tokenizer, or the path of a tokenizer.json"
             )
         text = backend.to_str()
-    definition: dict[str, Any] = json.loads(text)
+    try:
+        definition = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{tokenizer} is not a tokenizer.json: {error}") from None
+    if not isinstance(definition, dict):
+        raise InputError(f"{tokenizer} is not a tokenizer.json: it holds a {type(definition).__name__}")
     return definition
 
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from toedit import _arrow, _bridge, _runtime
 from toedit._arrow import SCORES_TYPE
-from toedit._errors import ClosedError, InputError, TokenizerWarning
+from toedit._errors import ClosedError, InputError, MissingDependencyError, ScoringError, TokenizerWarning
 from toedit.policy import Policy
 
 __all__ = ["SCORES_TYPE", "Prior"]
@@ -65,7 +65,12 @@ class Prior:
 
         def open_scorer() -> int:
             n = _runtime.threads(threads, in_worker=multiprocessing.parent_process() is not None)
-            return int(_bridge.call("OpenScorer", prior.get(), _runtime.library(), n))
+            library = _runtime.library()
+            try:
+                return int(_bridge.call("OpenScorer", prior.get(), library, n))
+            except ScoringError as error:
+                # Nothing was scored yet: the library itself cannot be used.
+                raise MissingDependencyError(str(error)) from None
 
         prior = self._prior = _bridge.PerProcess(self, open_prior)
         self._scorer = _bridge.PerProcess(self, open_scorer)
@@ -143,12 +148,14 @@ class Prior:
         """
         if isinstance(keep, Policy):
             k = keep.k if k is None else k
-            ranges: list[tuple[float, float]] = [(keep.threshold, 1.0)]
+            ranges = [(keep.threshold, 1.0)]
         else:
-            ranges = [(DEFAULT_KEEP, 1.0)] if keep is None else [(float(low), float(high)) for low, high in keep]
+            ranges = [(DEFAULT_KEEP, 1.0)] if keep is None else _ranges(keep)
         k = DEFAULT_K if k is None else k
         if isinstance(k, bool) or not isinstance(k, int):
             raise InputError(f"k is {k!r}; it must be an integer")
+        if not 1 <= k < 2**31:  # the prior's own limit is looked at where it is known
+            raise InputError(f"k is {k}; it must be at least 1")
         opened = _arrow.open_batch(batch)
         if _arrow.IDS not in opened.names:
             raise InputError(f"the batch has no column {_arrow.IDS!r}, only {opened.names}")
@@ -202,7 +209,7 @@ class Prior:
                 f"uniform guess among {size} ids ({-math.log(size):.2f}): these ids are probably another tokenizer's; "
                 f"use the one in {self.path}, or export a prior that has your model's tokenizer",
                 TokenizerWarning,
-                stacklevel=3,
+                stacklevel=_level_of_caller(),
             )
 
     def close(self) -> None:
@@ -216,6 +223,25 @@ class Prior:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _ranges(keep: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    try:
+        ranges = [(float(low), float(high)) for low, high in keep]
+    except (TypeError, ValueError):
+        raise InputError(f"keep is {keep!r}; it must be a policy or ranges of P such as [(0.9, 1.0)]") from None
+    for low, high in ranges:
+        if not 0 <= low <= high <= 1:
+            raise InputError(f"keep: ({low}, {high}) is not a range of P; it must have 0 <= low <= high <= 1")
+    return ranges
+
+
+def _level_of_caller() -> int:
+    """The stacklevel with which the calling function's warning points at the line that called toedit, by whichever way."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "toedit":
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def in_worker() -> int | None:

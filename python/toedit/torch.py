@@ -20,7 +20,7 @@ from toedit.editor import SCORES, Counts, Editor, _integer, few_expected, warn_i
 
 try:
     import torch
-    from torch.utils.data import Dataset, IterableDataset, default_collate
+    from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise MissingDependencyError("toedit.torch needs PyTorch: pip install 'toedit[torch]'") from error
 
@@ -33,6 +33,11 @@ _EXPECTED_UNIT = 1e-6
 _WARNED = len(_FIELDS)
 
 
+def _in_shared_memory(tensor: torch.Tensor) -> torch.Tensor:
+    shared: torch.Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return shared
+
+
 class _Shared:
     """The epoch and the counts of one collator or dataset, seen by all its workers.
 
@@ -40,11 +45,11 @@ class _Shared:
     """
 
     def __init__(self) -> None:
-        self.epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self.counters = torch.zeros(len(_FIELDS) + 1, dtype=torch.int64).share_memory_()
+        self.epoch = _in_shared_memory(torch.zeros(1, dtype=torch.int64))
+        self.counters = _in_shared_memory(torch.zeros(len(_FIELDS) + 1, dtype=torch.int64))
 
     def __setstate__(self, state: dict[str, torch.Tensor]) -> None:
-        self.__dict__.update({name: tensor.share_memory_() for name, tensor in state.items()})
+        self.__dict__.update({name: _in_shared_memory(tensor) for name, tensor in state.items()})
 
     def add(self, counts: Counts) -> None:
         values = (ctypes.c_int64 * len(_FIELDS))(*(self._stored(name, getattr(counts, name)) for name in _FIELDS))
@@ -59,8 +64,9 @@ class _Shared:
         return Counts(**{**values, "expected_changes": values["expected_changes"] * _EXPECTED_UNIT})
 
     def warn_once(self) -> None:
-        """Whichever worker sees the 10,000th token speaks for all."""
-        if self.counters[_WARNED]:
+        """Worker 0 speaks for all, of which two could not tell who of them is first."""
+        worker = get_worker_info()
+        if self.counters[_WARNED] or (worker is not None and worker.id > 0):
             return
         counts = self.counts()
         if few_expected(counts.tokens, counts.expected_changes) is not None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import time
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
 import torch
 from common import machine
-from pydoc_data.topics import topics
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -77,13 +77,14 @@ def main() -> None:
                 if turn > 1:
                     fetching[name].append(fetched - begun)
                     seconds[name].append(time.perf_counter() - begun)
+    fetch = {name: float(np.median(values)) for name, values in fetching.items()}
     for name, values in seconds.items():
-        fetch = np.median(fetching[name])
-        print(f"  {name:16}  {min(values) * 1e3:8.1f} ms a step (min), {np.median(values) * 1e3:8.1f} (median); fetch, edit and collate {fetch * 1e3:.2f} ms")
+        print(f"  {name:16}  a step takes {min(values) * 1e3:8.1f} ms (min), {np.median(values) * 1e3:8.1f} (median), ", end="")
+        print(f"{fetch[name] * 1e3:.2f} of them to fetch, edit and collate")
     with_, without = seconds["with editing"], seconds["without editing"]
-    extra = np.median(fetching["with editing"]) - np.median(fetching["without editing"])
-    print(f"  with / without editing: {np.median(with_) / np.median(without):.4f} by median, {min(with_) / min(without):.4f} by min")
-    print(f"  what editing adds to fetching, against a step's median: {100 * extra / np.median(without):.2f} %  ({collator.stats().changes:,} changes made)")
+    print(f"  with / without: {np.median(with_) / np.median(without):.4f} by median, {min(with_) / min(without):.4f} by min")
+    share = (fetch["with editing"] - fetch["without editing"]) / np.median(without)
+    print(f"  what editing adds to fetching is {100 * share:.2f} % of a step ({collator.stats().changes:,} changes made)")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
 import torch
 from common import machine, report, take_turns
-from pydoc_data.topics import topics
 from tokenizers import Tokenizer
 
 import toedit
@@ -86,7 +86,9 @@ def main() -> None:
         warnings.simplefilter("ignore")
         model = AutoModelForCausalLM.from_pretrained(SOURCE, dtype=torch.float32).eval()
         half = AutoModelForCausalLM.from_pretrained(SOURCE, dtype=torch.bfloat16).eval()
-        fp32 = toedit.Prior(toedit.export.export(str(SOURCE), Path(folder) / "fp32", dtype="fp32", bos="always", max_length=LONGEST))
+        fp32 = toedit.Prior(
+            toedit.export.export(str(SOURCE), Path(folder) / "fp32", dtype="fp32", bos="always", max_length=LONGEST)
+        )
 
         def toedit_scorer(p: toedit.Prior) -> Callable[[], Any]:
             return lambda: p.score(rows, k=K, keep=[(KEEP, 1.0)])

@@ -1,0 +1,574 @@
+"""`toedit export`: the folder it makes is the model, in every batch, or there is no folder at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import toedit
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+import onnx
+import onnxruntime
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from toedit import export as export_module
+from toedit.export import FP32_TOLERANCE, export
+
+Rows = list[list[int]]
+Outputs = list[npt.NDArray[Any]]
+
+WEIGHTS = Path(__file__).parents[1] / "python" / "prior"
+BUNDLED = Path(toedit.__file__).parent / "builtin_prior"
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+# What the tests run the graphs with
+
+
+def open_graph(folder: Path, threads: int = 1) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+
+
+def run(
+    session: onnxruntime.InferenceSession, ids: npt.NDArray[np.int64], k: int = 8, low: float = 0.3, high: float = 1.0
+) -> Outputs:
+    """[logp, topk_row, topk_ids, topk_logp] of graph version 1."""
+    with np.errstate(divide="ignore"):
+        band = [np.log(np.array([bound], dtype=np.float32)) for bound in (low, high)]
+    feeds = {"input_ids": ids, "k": np.array([k]), "keep_low": band[0], "keep_high": band[1]}
+    return list(session.run(None, feeds))
+
+
+def padded(rows: Rows, length: int = 0, fill: int = 0) -> npt.NDArray[np.int64]:
+    out = np.full((len(rows), max([length, 2, *map(len, rows)])), fill, dtype=np.int64)
+    for target, row in zip(out, rows, strict=True):
+        target[: len(row)] = row
+    return out
+
+
+def torch_logprobs(model: Any, row: Sequence[int]) -> npt.NDArray[np.float64]:
+    """ln P of every id at every position but the last: float64 [len(row) - 1, V]."""
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([row])).logits[0, :-1].double()
+    return torch.log_softmax(logits, dim=-1).numpy()
+
+
+def of_targets(logprobs: npt.NDArray[np.float64], row: Sequence[int]) -> npt.NDArray[np.float64]:
+    return logprobs[np.arange(len(row) - 1), np.asarray(row[1:])]
+
+
+# Models
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, fp32_prior: toedit.Prior) -> dict[str, Path]:
+    """The bundled prior's weights, exported now with each dtype."""
+    int8 = tmp_path_factory.mktemp("exported") / "int8"
+    card = WEIGHTS / "README.md"
+    export(WEIGHTS, int8, dtype="int8", bos="always", max_length=512, name="toedit-builtin", card=card)
+    return {"fp32": fp32_prior.path, "int8": int8}
+
+
+@pytest.fixture(scope="module")
+def bundled_model() -> Any:
+    return LlamaForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
+
+
+def word_tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """Words w0, w1, ... as ids 0, 1, ...; ids 0 to 2 are the special ones."""
+    vocab = {word: index for index, word in enumerate(["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(3, size))])}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[Any, PreTrainedTokenizerFast]:
+    """A model with random weights that exports in a few seconds."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        attn_implementation="sdpa",
+    )
+    return LlamaForCausalLM(config), word_tokenizer(40)
+
+
+# The bundled prior
+
+
+def test_bundled_prior_is_the_export_of_its_weights(folders: dict[str, Path], rows: Rows) -> None:
+    mine, bundled = (json.loads((folder / "prior.json").read_text()) for folder in (folders["int8"], BUNDLED))
+    made_with = bundled.pop("made_with")
+    same = all(metadata.version(p) == made_with[p] for p in ("torch", "transformers", "onnx", "onnxscript"))
+    if same:
+        assert (folders["int8"] / "model.onnx").read_bytes() == (BUNDLED / "model.onnx").read_bytes()
+    for name in ("tokenizer.json", "README.md"):
+        assert (folders["int8"] / name).read_bytes() == (BUNDLED / name).read_bytes()
+    for key in ("files", "check"):
+        mine.pop(key), bundled.pop(key)
+    mine.pop("made_with")
+    assert mine == bundled
+    # Other versions of the tools may write another graph, but not another model.
+    sessions = [open_graph(folder, threads=2) for folder in (folders["int8"], BUNDLED)]
+    text = padded([row for row in rows if 100 < len(row) <= 512][:8])
+    got, want = (run(session, text)[0] for session in sessions)
+    assert np.abs(got - want).max() < 0.05
+    assert np.abs(got - want).mean() < 0.002
+
+
+def test_bundled_prior_is_small_and_has_a_card() -> None:
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= 8_000_000
+    card = (BUNDLED / "README.md").read_text()
+    for word in ("CC0", "Not for training", "bits per byte", "Gatsby", "Frankenstein"):
+        assert word in card
+
+
+def test_fp32_is_torch(folders: dict[str, Path], bundled_model: Any, rows: Rows) -> None:
+    session = open_graph(folders["fp32"], threads=2)
+    for row in [row for row in rows if 2 <= len(row) <= 512][:24]:
+        logprobs = torch_logprobs(bundled_model, row)
+        logp, where, ids, top = run(session, padded([row]), k=16, low=0.0)
+        assert np.abs(logp[0] - of_targets(logprobs, row)).max() <= FP32_TOLERANCE
+        assert where.tolist() == list(range(len(row) - 1))
+        # Top-k: torch's values, to half precision; the ids may differ only where two are nearly equal.
+        best = -np.sort(-logprobs, axis=-1)[:, :16]
+        np.testing.assert_allclose(top, best, rtol=2**-11, atol=FP32_TOLERANCE)
+        np.testing.assert_allclose(np.take_along_axis(logprobs, ids.astype(np.int64), axis=-1), best, atol=2 * FP32_TOLERANCE)
+
+
+def test_int8_is_near_torch(folders: dict[str, Path], bundled_model: Any, rows: Rows) -> None:
+    session = open_graph(folders["int8"], threads=2)
+    differences = []
+    for row in [row for row in rows if 2 <= len(row) <= 512][:24]:
+        logprobs = torch_logprobs(bundled_model, row)
+        differences.append(np.abs(run(session, padded([row]))[0][0] - of_targets(logprobs, row)))
+    assert np.concatenate(differences).mean() < 0.05
+    assert np.concatenate(differences).max() < 1.0
+
+
+# A row's outputs depend on the row alone
+
+
+def row_outputs(outputs: Outputs, index: int, length: int) -> tuple[bytes, ...]:
+    logp, where, ids, top = outputs
+    start = index * logp.shape[1]
+    inside = (where >= start) & (where < start + length - 1)
+    return (
+        logp[index, : length - 1].tobytes(),
+        (where[inside] - start).tobytes(),
+        ids[inside].tobytes(),
+        top[inside].tobytes(),
+    )
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_same_bits_in_any_company(folders: dict[str, Path], rows: Rows, dtype: str) -> None:
+    rng = np.random.default_rng(3)
+    text = [token for row in rows for token in row]
+    lengths = [2, 2, 3, 3, 4, 5, 8, 9, 10, 16, 17, 31, 33, 63, 64, 65, 66, 100, 127, 129, 200, 257, 300, 512]
+    pool = [text[start : start + length] for start, length in zip(range(0, 200 * len(lengths), 200), lengths, strict=True)]
+    sessions = [open_graph(folders[dtype], threads) for threads in (1, 2)]
+    alone = [row_outputs(run(sessions[0], padded([row])), 0, len(row)) for row in pool]
+    seen = 0
+    while seen < 400:
+        # short rows among themselves half of the time: that is where kernels for small shapes would show
+        longest = 70 if rng.integers(2) else 512
+        choice = [i for i in rng.integers(0, len(pool), size=rng.integers(1, 9)) if len(pool[i]) <= longest]
+        if not choice:
+            continue
+        length = max(len(pool[i]) for i in choice) + int(rng.choice([0, 0, 1, 2, 7, 40]))
+        batch = padded([pool[i] for i in choice], length, fill=int(rng.integers(4096)))
+        outputs = run(sessions[rng.integers(2)], batch)
+        for index, i in enumerate(choice):
+            assert row_outputs(outputs, index, len(pool[i])) == alone[i], (len(pool[i]), batch.shape)
+            seen += 1
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_same_bits_in_small_shapes(folders: dict[str, Path], rows: Rows, dtype: str) -> None:
+    session, row = open_graph(folders[dtype]), rows[0]
+    for length in range(2, 20):
+        wide = row_outputs(run(session, padded([row[:length]], 257, fill=9)), 0, length)
+        for width in range(length, 24):
+            for batch in (1, 2, 5):
+                outputs = run(session, padded([*[row[40:42]] * (batch - 1), row[:length]], width, fill=7))
+                assert row_outputs(outputs, batch - 1, length) == wide, (length, width, batch)
+
+
+# The graph's contract
+
+
+def test_outputs_of_the_graph(folders: dict[str, Path], rows: Rows) -> None:
+    session = open_graph(folders["int8"])
+    assert [i.name for i in session.get_inputs()] == ["input_ids", "k", "keep_low", "keep_high"]
+    assert [(o.name, o.type) for o in session.get_outputs()] == [
+        ("logp", "tensor(float)"),
+        ("topk_row", "tensor(int64)"),
+        ("topk_ids", "tensor(int32)"),
+        ("topk_logp", "tensor(float)"),
+    ]
+    batch = padded([row[:60] for row in rows if len(row) >= 60][:5])
+    every = run(session, batch, k=64, low=0.0)
+    logp, _, ids, top = every
+    assert logp.shape == (5, 59)
+    assert top.shape == (5 * 59, 64)
+    # most probable first, and exactly half-precision values
+    assert (np.diff(top, axis=-1) <= 0).all()
+    np.testing.assert_array_equal(top, top.astype(np.float16).astype(np.float32))
+    targets = batch[:, 1:].reshape(-1, 1)
+    known = (ids == targets).any(axis=-1)
+    assert known.mean() > 0.5
+    want = np.sort(np.float16(logp.reshape(-1)[known]))
+    np.testing.assert_array_equal(want, np.sort(np.float16(top[ids == targets])))
+    # a smaller k is a prefix, and ranges choose rows of the same table; several ranges are a union
+    for k, bands in [(1, [(0.5, 1.0)]), (8, [(0.9, 1.0), (0.0, 0.01)]), (3, [(0.2, 0.4), (0.3, 0.6), (1.0, 0.0)])]:
+        low, high = (
+            np.log(np.maximum(np.array(side, dtype=np.float32), np.float32(1e-30))) for side in zip(*bands, strict=True)
+        )
+        got = session.run(None, {"input_ids": batch, "k": np.array([k]), "keep_low": low, "keep_high": high})
+        flat = logp.reshape(-1, 1)
+        wanted = np.flatnonzero(((flat >= low) & (flat <= high)).any(axis=-1))
+        assert 0 < len(wanted) < logp.size
+        np.testing.assert_array_equal(got[0], logp)
+        np.testing.assert_array_equal(got[1], wanted)
+        np.testing.assert_array_equal(got[2], ids[wanted, :k])
+        np.testing.assert_array_equal(got[3], top[wanted, :k])
+
+
+def test_nothing_wanted(folders: dict[str, Path], rows: Rows) -> None:
+    for folder in folders.values():
+        feeds = {"input_ids": padded([rows[0]]), "k": np.array([8]), "keep_low": np.float32([1]), "keep_high": np.float32([0])}
+        logp, where, ids, top = open_graph(folder).run(None, feeds)
+        assert np.isfinite(logp).all()
+        assert where.shape == (0,)
+        assert ids.shape == top.shape == (0, 8)
+
+
+def test_ties_go_to_the_lower_id(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    model, tokenizer = tiny
+    twins = LlamaForCausalLM(model.config)
+    with torch.no_grad():
+        twins.lm_head.weight[20:] = twins.lm_head.weight[:20]
+    export(twins, tmp_path / "twins", tokenizer=tokenizer)
+    _, _, ids, top = run(open_graph(tmp_path / "twins"), padded([[1, 5, 9, 30, 12, 8]]), k=40, low=0.0)
+    assert (ids[:, 1::2] == ids[:, ::2] + 20).all()
+    np.testing.assert_array_equal(top[:, 1::2], top[:, ::2])
+
+
+# Checkpoints that nobody on this project made
+
+
+@pytest.fixture(scope="session")
+def shared_data(request: pytest.FixtureRequest) -> Path:
+    """The development data, unpacked once into pytest's cache."""
+    unpack = SHARED / "unpack"
+    if not unpack.exists():
+        pytest.skip("the data folder shared/data is not beside this checkout")
+    target = request.config.cache.mkdir("shared_data")
+    subprocess.run([sys.executable, str(unpack), "--to", str(target), "dev"], check=True, stdout=subprocess.DEVNULL)
+    return target
+
+
+def read_llama2c(path: Path) -> LlamaForCausalLM:
+    """A llama2.c checkpoint (legacy float32 layout: seven int32, then the weights in its README's order)."""
+    raw = path.read_bytes()
+    dim, hidden, layers, heads, kv_heads, vocab, length = struct.unpack("<7i", raw[:28])
+    numbers = torch.from_numpy(np.frombuffer(raw, dtype="<f4", offset=28).copy())
+    size = dim // heads
+    taken = 0
+
+    def take(*shape: int) -> torch.Tensor:
+        nonlocal taken
+        count = int(np.prod(shape))
+        taken += count
+        return numbers[taken - count : taken].view(*shape)
+
+    def halves(weight: torch.Tensor, count: int) -> torch.Tensor:
+        # llama2.c rotates neighbours, transformers the two halves of a head.
+        return weight.view(count, size // 2, 2, dim).transpose(1, 2).reshape(count * size, dim)
+
+    names = {
+        "input_layernorm": (dim,),
+        "self_attn.q_proj": (heads * size, dim),
+        "self_attn.k_proj": (kv_heads * size, dim),
+        "self_attn.v_proj": (kv_heads * size, dim),
+        "self_attn.o_proj": (dim, heads * size),
+        "post_attention_layernorm": (dim,),
+        "mlp.gate_proj": (hidden, dim),
+        "mlp.down_proj": (dim, hidden),
+        "mlp.up_proj": (hidden, dim),
+    }
+    state = {"model.embed_tokens.weight": take(abs(vocab), dim)}
+    for name, shape in names.items():
+        for layer, weight in enumerate(take(layers, *shape)):
+            if name.endswith(("q_proj", "k_proj")):
+                weight = halves(weight, heads if name.endswith("q_proj") else kv_heads)
+            state[f"model.layers.{layer}.{name}.weight"] = weight
+    state["model.norm.weight"] = take(dim)
+    take(2, length, size // 2)  # tables of the rotary embedding
+    assert vocab > 0, "a checkpoint of its own output embedding"
+    assert taken == len(numbers)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=dim,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=hidden,
+        max_position_embeddings=length,
+        tie_word_embeddings=True,
+        rms_norm_eps=1e-5,
+    )
+    model = LlamaForCausalLM(config)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"], [])
+    return model.eval()
+
+
+def tinystories(data: Path, name: str) -> Rows:
+    """The first 40 stories as a checkpoint's ids, BOS first, at most 256 of them where the model reads no more."""
+    if name == "ckpt_babyllama105":  # a character each
+        pieces = (data / name / "tok105.vocab").read_text(encoding="utf-8").splitlines()
+        ids = {piece.split("\t")[0]: index for index, piece in enumerate(pieces)}
+        stories = json.loads((data / "synth_tinystories" / "tinystories_1000.json").read_text(encoding="utf-8"))[:40]
+        return [
+            [1, *(ids.get(character, 0) for character in f" {story}".replace(" ", "\N{LOWER ONE EIGHTH BLOCK}"))][:256]
+            for story in stories
+        ]
+    lines = (data / "ckpt_stories260K" / "golden_ids_tinystories40.txt").read_text().splitlines()
+    rows = [[int(token) for token in line.split()] for line in lines]
+    return [row[:256] for row in rows] if name == "ckpt_llama2xs" else rows
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize(
+    ("name", "weights", "mean"),
+    [
+        ("ckpt_stories260K", "stories260K.bin", 1.3069),
+        ("ckpt_llama2xs", "model.bin", 1.9623),
+        ("ckpt_babyllama105", "model5000.bin", 0.6150),
+    ],
+)
+def test_golden_log_probabilities(shared_data: Path, tmp_path: Path, name: str, weights: str, mean: float) -> None:
+    """Scores of the exported graph are those of an independent evaluator in C with float64 sums: token by token where the
+    data has its values, else their mean over 40 stories (given to four decimals)."""
+    model = read_llama2c(shared_data / name / weights)
+    folder = export(model, tmp_path / "prior", tokenizer=word_tokenizer(model.config.vocab_size), bos="always", name=name)
+    settings = json.loads((folder / "prior.json").read_text())
+    assert settings["bos"] == {"rule": "always", "id": 1}
+    assert settings["context_length"] == model.config.max_position_embeddings
+    session, rows = open_graph(folder, threads=2), tinystories(shared_data, name)
+    scores = [run(session, padded([row]))[0][0] for row in rows]
+    assert -np.concatenate(scores).astype(np.float64).mean() == pytest.approx(mean, abs=6e-5)
+    golden = shared_data / name / "golden_logprobs_tinystories40.txt"
+    if not golden.exists():
+        return
+    for row, logp, answers in zip(rows, scores, golden.read_text().splitlines(), strict=False):  # a line about them all is last
+        pairs = [pair.split(":") for pair in answers.split()]
+        assert [int(token) for token, _ in pairs] == row[1:][: len(pairs)]
+        np.testing.assert_allclose(logp[: len(pairs)], [float(value) for _, value in pairs], atol=1e-4, rtol=0)
+
+
+# The folder
+
+
+def test_export_is_deterministic_and_carries_no_path(folders: dict[str, Path], tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    model, tokenizer = tiny
+    for dtype in ("fp32", "int8"):
+        first, second = (export(model, tmp_path / dtype / n, tokenizer=tokenizer, dtype=dtype) for n in ("one", "two"))  # type: ignore[arg-type]
+        for path in first.iterdir():
+            assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+    here = [str(Path(*parts)).encode() for parts in (Path(__file__).parts[:3], Path(sys.prefix).parts[:3], tmp_path.parts[:2])]
+    for folder in (folders["fp32"], folders["int8"], tmp_path / "int8" / "one", BUNDLED):
+        graph = onnx.load(folder / "model.onnx")
+        del graph.graph.initializer[:]  # random bytes of weights are no text
+        for data in (
+            graph.SerializeToString(),
+            (folder / "prior.json").read_bytes(),
+            (folder / "tokenizer_config.json").read_bytes(),
+        ):
+            assert not [path for path in [*here, b"site-packages", b".py"] if path in data]
+
+
+def test_settings_are_the_models(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    model, tokenizer = tiny
+    model.train()
+    folder = export(model, tmp_path / "prior", tokenizer=tokenizer, k=100, source={"licence": "none"})
+    settings = json.loads((folder / "prior.json").read_text())
+    assert settings["check"]["max_abs_dlogp"] <= FP32_TOLERANCE
+    expected = {
+        "format": 1,
+        "architecture": "LlamaForCausalLM",
+        "device": "cpu",
+        "dtype": "fp32",
+        "context_length": 64,
+        "vocab_size": 40,
+        "tokenizer_size": 40,
+        "special_ids": [0, 1, 2],
+        "bos": {"rule": "never", "id": 1},
+        "k": 40,
+        "graph": {"version": 1, "opset": 23, "attention": "com.microsoft.GroupQueryAttention"},
+    }
+    assert {key: settings[key] for key in expected} == expected
+    assert settings["source"]["licence"] == "none"
+    for name, entry in settings["files"].items():
+        assert entry == {"sha256": export_module._sha256(folder / name), "size": (folder / name).stat().st_size}
+    assert Tokenizer.from_file(str(folder / "tokenizer.json")).encode("w7 w5").ids == [7, 5]
+    # the model comes back as it was
+    assert model.training
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_half_precision_models_are_exported_in_float32(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    model, tokenizer = tiny
+    half = LlamaForCausalLM(model.config).to(torch.bfloat16)
+    export(half, tmp_path / "prior", tokenizer=tokenizer, max_length=32)
+    assert next(half.parameters()).dtype == torch.bfloat16
+    row = [1, 5, 9, 30, 12]
+    want = of_targets(torch_logprobs(half.float(), row), row)
+    np.testing.assert_allclose(run(open_graph(tmp_path / "prior"), padded([row]))[0][0], want, atol=FP32_TOLERANCE)
+
+
+def test_command_line(tiny: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = tiny
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    out = tmp_path / "deep" / "prior"
+    arguments = [str(tmp_path / "model"), "-o", str(out), "--dtype", "int8", "--max-length", "48", "--bos", "always"]
+    assert export_module.main(arguments) == 0
+    settings = json.loads((out / "prior.json").read_text())
+    assert (settings["dtype"], settings["context_length"], settings["name"]) == ("int8", 48, "model")
+    assert "LlamaForCausalLM, int8" in capsys.readouterr().out
+    assert str(tmp_path) not in (out / "prior.json").read_text() + (out / "tokenizer_config.json").read_text()
+    with pytest.raises(toedit.InputError, match="exists"):
+        export_module.main(arguments)
+    assert export_module.main([*arguments, "--overwrite", "--name", "other"]) == 0
+    assert json.loads((out / "prior.json").read_text())["name"] == "other"
+    assert [path.name for path in out.parent.iterdir()] == ["prior"]
+
+
+# What goes wrong
+
+
+def test_a_broken_export_leaves_nothing(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny
+    broken = LlamaForCausalLM(model.config)
+    with torch.no_grad():
+        broken.model.norm.weight[3] = float("nan")
+    with pytest.raises(toedit.PriorError, match="not finite"):
+        export(broken, tmp_path / "prior", tokenizer=tokenizer)
+    assert list(tmp_path.iterdir()) == []
+
+    # a graph that is another model's, and a disk that is full
+    monkeypatch.setattr(export_module, "FP32_TOLERANCE", 0.0)
+    with pytest.raises(toedit.PriorError, match="differs from torch"):
+        export(model, tmp_path / "prior", tokenizer=tokenizer)
+    monkeypatch.undo()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export_module, "_write_tokenizer", full)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "prior.json").write_text("{}")
+    for name in ("prior", "old"):
+        with pytest.raises(OSError, match="No space"):
+            export(model, tmp_path / name, tokenizer=tokenizer, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old" / "prior.json").read_text() == "{}"
+
+
+def test_an_architecture_that_does_not_convert(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny
+    monkeypatch.setattr(type(model), "forward", lambda *_, **__: 1 / 0)
+    with pytest.raises(toedit.PriorError, match="LlamaForCausalLM does not convert"):
+        export(model, tmp_path / "prior", tokenizer=tokenizer)
+    assert list(tmp_path.iterdir()) == []
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_without_a_fast_tokenizer(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    model, _ = tiny
+
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(toedit.InputError, match=r"Slow is not a fast tokenizer .*tokenizer\.json"):
+        export(model, tmp_path / "prior", tokenizer=Slow())  # type: ignore[arg-type]
+    with pytest.raises(toedit.InputError, match="needs its tokenizer"):
+        export(model, tmp_path / "prior")
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(toedit.InputError, match="tokenizer"):
+        export(tmp_path / "model", tmp_path / "prior")
+    assert not (tmp_path / "prior").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "int4"}, "dtype is 'int4'"),
+        ({"k": 0}, "k is 0"),
+        ({"k": 5000}, "k is 5000"),
+        ({"max_length": 1}, "max_length is 1"),
+        ({"max_length": 65}, "max_length is 65, but the model has 64 positions"),
+        ({"bos": "sometimes"}, "bos is 'sometimes'"),
+        ({"card": "no/such/card.md"}, "model card"),
+    ],
+)
+def test_wrong_arguments(tiny: tuple[Any, Any], tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    model, tokenizer = tiny
+    with pytest.raises(toedit.InputError, match=message):
+        export(model, tmp_path / "prior", tokenizer=tokenizer, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_models(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    model, _ = tiny
+    with pytest.raises(toedit.InputError, match=r"10 ordinary ids that the model does not have .*first is 40"):
+        export(model, tmp_path / "prior", tokenizer=word_tokenizer(50))
+    nameless = word_tokenizer(40)
+    nameless.bos_token = None
+    with pytest.raises(toedit.InputError, match="no beginning-of-sequence token"):
+        export(model, tmp_path / "prior", tokenizer=nameless, bos="always")
+    with pytest.raises(toedit.InputError, match="must be a transformers causal language model"):
+        export(object(), tmp_path / "prior", tokenizer=nameless)  # type: ignore[arg-type]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(toedit.InputError, match="cannot be loaded"):
+        export(tmp_path / "empty", tmp_path / "prior")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(toedit.InputError, match="no prior folder"):
+        export(model, tmp_path / "mine", tokenizer=nameless, overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    shutil.rmtree(tmp_path / "mine")
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(toedit.MissingDependencyError, match=r"needs the package onnx.*toedit\[export,cpu\]"):
+        export(WEIGHTS, tmp_path / "prior")
