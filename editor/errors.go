@@ -22,7 +22,7 @@ type ScoresError struct {
 	Message string
 }
 
-func (e *ScoresError) Error() string { return e.Field + ": " + e.Message }
+func (e *ScoresError) Error() string { return e.Field + " " + e.Message }
 
 func scoresErrorf(field, format string, args ...any) error {
 	return &ScoresError{Field: field, Message: fmt.Sprintf(format, args...)}

@@ -155,6 +155,26 @@ def test_random_policies_meet_every_case() -> None:
     assert min(p.temperature for p in policies) < 1e-100 < 1e100 < max(p.temperature for p in policies)
 
 
+def test_a_token_exactly_at_the_threshold_is_a_candidate(small_prior: toedit.Prior) -> None:
+    rng = np.random.default_rng(7)
+    ids = rng.integers(3, 500, size=120).tolist()
+    scores = oracle.make_scores(rng, ids, 512, 8, 0.3, small_prior.fingerprint)
+    batch = arrow_batch([ids], oracle.scores_to_arrow([scores]))
+    known = [v for v in scores["logp"] if v is not None and v > math.log(0.3)]
+    exact = [v for v in known if math.log(edge(v)) == v]
+    assert len(exact) > 3
+    for logp in exact:
+        at, above = toedit.Policy(threshold=edge(logp)), toedit.Policy(threshold=math.nextafter(edge(logp), 1.0))
+        counts = [toedit.Editor(small_prior, policy).edit(batch).candidates for policy in (at, above)]
+        assert counts == [sum(v >= logp for v in known), sum(v > logp for v in known)]
+    # At a threshold of 1 only certainty is a candidate, and a negative zero is certainty.
+    row = stored([40] * 3, [0.0, -0.0, -1e-45], {i: [(41, -1.0)] for i in range(3)})
+    edited = toedit.Editor(small_prior, toedit.Policy(threshold=1.0, k=1))(
+        arrow_batch([[40] * 3], oracle.scores_to_arrow([{**row, "prior": small_prior.fingerprint}]))
+    )
+    assert (edited.candidates, edited["input_ids"].to_pylist()) == (2, [[41, 41, 40]])
+
+
 def test_100_000_tokens(prior: toedit.Prior) -> None:
     rng = np.random.default_rng(5)
     rows = [rng.integers(0, 4096, size=2000).tolist() for _ in range(50)]

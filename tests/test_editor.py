@@ -131,6 +131,16 @@ def test_empty_and_overlong_rows_pass_through_and_are_counted(prior: toedit.Prio
     assert edited["input_ids"][1][:512] != long[:512]
 
 
+def test_what_is_kept_until_the_end_goes_silently() -> None:
+    """Also what nobody looked at, in a module that is torn down late."""
+    done = helpers.python("""
+import sys, toedit
+prior = toedit.Prior.builtin(threads=1)
+sys.modules["json"].kept = toedit.Editor(prior)([[1, 2, 3]])
+""")
+    assert "Exception ignored" not in done.stderr
+
+
 # Keys, epochs, seeds
 
 

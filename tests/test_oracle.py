@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import oracle
 import pyarrow as pa
 import pytest
+
+import oracle
 from oracle import MASK64, SCORES_TYPE, Draw, OraclePolicy, Scores, edit_batch, edit_row, make_scores
 
 VOCAB = 512

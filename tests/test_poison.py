@@ -44,7 +44,9 @@ print("done")
 
 
 def test_a_panic_poisons_the_process(prior: toedit.Prior) -> None:
-    assert helpers.python(PANIC).stdout == "done\n"
+    done = helpers.python(PANIC)
+    assert done.stdout == "done\n"
+    assert "Exception ignored" not in done.stderr
     # Here nothing happened.
     assert len(prior.score([[1, 2, 3]])) == 1
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from toedit import _native
-from toedit._errors import InputError, translate
+from toedit._errors import Error, InputError, InternalError, translate
 
 __all__ = ["ArrowIn", "ArrowOut", "PerProcess", "call"]
 
@@ -50,9 +51,14 @@ class ArrowOut:
         self._process = _native.process_token()
 
     def __del__(self) -> None:
+        # At the end of the process nothing can be called any more, and the system takes everything back.
+        if sys is None or sys.is_finalizing():
+            return
         # An importer marks the structures released. A forked child has its own library, and leaves its parent's alone.
         if self._memory[_ARRAY_RELEASE] and self._process == _native.process_token():
-            call("ReleaseArrow", self.array, self.schema)
+            # A library that has failed releases nothing more; nobody could catch the exception here.
+            with contextlib.suppress(Error):
+                call("ReleaseArrow", self.array, self.schema)
 
     def take(self) -> pa.RecordBatch:
         """The columns, without a copy."""
@@ -147,4 +153,6 @@ class PerProcess:
 
 def _close(handle: int, process: tuple[int, int]) -> None:
     if process == _native.process_token():
-        call("Close", handle)
+        # A library that has failed closes nothing more; inside a collection nobody could catch the exception.
+        with contextlib.suppress(InternalError):
+            call("Close", handle)

@@ -44,9 +44,6 @@ class _Library:
     def load(self) -> ModuleType:
         with self.lock:
             if self.module is None:
-                # ONNX Runtime 1.29 and later reports its use to its makers, from a thread that a forked child waits for
-                # in vain when it exits. It looks for this once, when the native library opens it.
-                os.environ["ORT_DISABLE_TELEMETRY"] = "1"
                 if self.file is None:
                     path = _find()
                     # Before the import: a child that is forked during it must know that this path is taken.
