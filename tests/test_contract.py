@@ -454,7 +454,7 @@ def test_scores_are_those_of_an_evaluator_in_c(shared_data: Path, tmp_path: Path
     """Checkpoints that nobody on this project made: ln P of 40 stories, computed elsewhere with float64 sums."""
     pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
-    from test_export import read_llama2c, tinystories, word_tokenizer
+    from llama2c import read_llama2c, tinystories, word_tokenizer
     from toedit.export import export
 
     model = read_llama2c(shared_data / name / weights)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer
 
 import toedit
 
@@ -27,6 +25,7 @@ import onnxruntime
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from llama2c import word_tokenizer
 from toedit import export as export_module
 from toedit.export import FP32_TOLERANCE, export
 
@@ -35,7 +34,6 @@ Outputs = list[npt.NDArray[Any]]
 
 WEIGHTS = Path(__file__).parents[1] / "python" / "prior"
 BUNDLED = Path(toedit.__file__).parent / "builtin_prior"
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 # What the tests run the graphs with
@@ -91,14 +89,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory, fp32_prior: toedit.Prior) 
 @pytest.fixture(scope="module")
 def bundled_model() -> Any:
     return LlamaForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
-
-
-def word_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """Words w0, w1, ... as ids 0, 1, ...; ids 0 to 2 are the special ones."""
-    vocab = {word: index for index, word in enumerate(["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(3, size))])}
-    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
 @pytest.fixture(scope="module")
@@ -281,117 +271,6 @@ def test_ties_go_to_the_lower_id(tiny: tuple[Any, Any], tmp_path: Path) -> None:
 
 
 # Checkpoints that nobody on this project made
-
-
-@pytest.fixture(scope="session")
-def shared_data(request: pytest.FixtureRequest) -> Path:
-    """The development data, unpacked once into pytest's cache."""
-    unpack = SHARED / "unpack"
-    if not unpack.exists():
-        pytest.skip("the data folder shared/data is not beside this checkout")
-    target = request.config.cache.mkdir("shared_data")
-    subprocess.run([sys.executable, str(unpack), "--to", str(target), "dev"], check=True, stdout=subprocess.DEVNULL)
-    return target
-
-
-def read_llama2c(path: Path) -> LlamaForCausalLM:
-    """A llama2.c checkpoint (legacy float32 layout: seven int32, then the weights in its README's order)."""
-    raw = path.read_bytes()
-    dim, hidden, layers, heads, kv_heads, vocab, length = struct.unpack("<7i", raw[:28])
-    numbers = torch.from_numpy(np.frombuffer(raw, dtype="<f4", offset=28).copy())
-    size = dim // heads
-    taken = 0
-
-    def take(*shape: int) -> torch.Tensor:
-        nonlocal taken
-        count = int(np.prod(shape))
-        taken += count
-        return numbers[taken - count : taken].view(*shape)
-
-    def halves(weight: torch.Tensor, count: int) -> torch.Tensor:
-        # llama2.c rotates neighbours, transformers the two halves of a head.
-        return weight.view(count, size // 2, 2, dim).transpose(1, 2).reshape(count * size, dim)
-
-    names = {
-        "input_layernorm": (dim,),
-        "self_attn.q_proj": (heads * size, dim),
-        "self_attn.k_proj": (kv_heads * size, dim),
-        "self_attn.v_proj": (kv_heads * size, dim),
-        "self_attn.o_proj": (dim, heads * size),
-        "post_attention_layernorm": (dim,),
-        "mlp.gate_proj": (hidden, dim),
-        "mlp.down_proj": (dim, hidden),
-        "mlp.up_proj": (hidden, dim),
-    }
-    state = {"model.embed_tokens.weight": take(abs(vocab), dim)}
-    for name, shape in names.items():
-        for layer, weight in enumerate(take(layers, *shape)):
-            if name.endswith(("q_proj", "k_proj")):
-                weight = halves(weight, heads if name.endswith("q_proj") else kv_heads)
-            state[f"model.layers.{layer}.{name}.weight"] = weight
-    state["model.norm.weight"] = take(dim)
-    take(2, length, size // 2)  # tables of the rotary embedding
-    assert vocab > 0, "a checkpoint of its own output embedding"
-    assert taken == len(numbers)
-    config = LlamaConfig(
-        vocab_size=vocab,
-        hidden_size=dim,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        intermediate_size=hidden,
-        max_position_embeddings=length,
-        tie_word_embeddings=True,
-        rms_norm_eps=1e-5,
-    )
-    model = LlamaForCausalLM(config)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert (missing, unexpected) == (["lm_head.weight"], [])
-    return model.eval()
-
-
-def tinystories(data: Path, name: str) -> Rows:
-    """The first 40 stories as a checkpoint's ids, BOS first, at most 256 of them where the model reads no more."""
-    if name == "ckpt_babyllama105":  # a character each
-        pieces = (data / name / "tok105.vocab").read_text(encoding="utf-8").splitlines()
-        ids = {piece.split("\t")[0]: index for index, piece in enumerate(pieces)}
-        stories = json.loads((data / "synth_tinystories" / "tinystories_1000.json").read_text(encoding="utf-8"))[:40]
-        return [
-            [1, *(ids.get(character, 0) for character in f" {story}".replace(" ", "\N{LOWER ONE EIGHTH BLOCK}"))][:256]
-            for story in stories
-        ]
-    lines = (data / "ckpt_stories260K" / "golden_ids_tinystories40.txt").read_text().splitlines()
-    rows = [[int(token) for token in line.split()] for line in lines]
-    return [row[:256] for row in rows] if name == "ckpt_llama2xs" else rows
-
-
-@pytest.mark.shared_data
-@pytest.mark.parametrize(
-    ("name", "weights", "mean"),
-    [
-        ("ckpt_stories260K", "stories260K.bin", 1.3069),
-        ("ckpt_llama2xs", "model.bin", 1.9623),
-        ("ckpt_babyllama105", "model5000.bin", 0.6150),
-    ],
-)
-def test_golden_log_probabilities(shared_data: Path, tmp_path: Path, name: str, weights: str, mean: float) -> None:
-    """Scores of the exported graph are those of an independent evaluator in C with float64 sums: token by token where the
-    data has its values, else their mean over 40 stories (given to four decimals)."""
-    model = read_llama2c(shared_data / name / weights)
-    folder = export(model, tmp_path / "prior", tokenizer=word_tokenizer(model.config.vocab_size), bos="always", name=name)
-    settings = json.loads((folder / "prior.json").read_text())
-    assert settings["bos"] == {"rule": "always", "id": 1}
-    assert settings["context_length"] == model.config.max_position_embeddings
-    session, rows = open_graph(folder, threads=2), tinystories(shared_data, name)
-    scores = [run(session, padded([row]))[0][0] for row in rows]
-    assert -np.concatenate(scores).astype(np.float64).mean() == pytest.approx(mean, abs=6e-5)
-    golden = shared_data / name / "golden_logprobs_tinystories40.txt"
-    if not golden.exists():
-        return
-    for row, logp, answers in zip(rows, scores, golden.read_text().splitlines(), strict=False):  # a line about them all is last
-        pairs = [pair.split(":") for pair in answers.split()]
-        assert [int(token) for token, _ in pairs] == row[1:][: len(pairs)]
-        np.testing.assert_allclose(logp[: len(pairs)], [float(value) for _, value in pairs], atol=1e-4, rtol=0)
 
 
 # The folder

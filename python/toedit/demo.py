@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import time
 import warnings
@@ -38,6 +39,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--prior", type=Path, help="a prior folder; by default the bundled one")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # in step with the progress bar, also through a pipe
 
     prior = Prior(options.prior) if options.prior else Prior.builtin()
     tokenizer = Tokenizer.from_file(str(prior.tokenizer_file))
