@@ -20,8 +20,6 @@ type ErrRuntime struct{ msg string }
 
 func (e *ErrRuntime) Error() string { return e.msg }
 
-const noTelemetry = "ORT_DISABLE_TELEMETRY"
-
 // openRuntime loads the library at path unless that was done before.
 func openRuntime(path string) error {
 	runtimeState.Lock()
@@ -35,9 +33,7 @@ func openRuntime(path string) error {
 	}
 	// From 1.29 on ONNX Runtime reports its use to its maker, from a thread of its own, unless this stands in the
 	// environment before it is opened. Nobody who trains asked for that, and the thread hangs forked children at their end.
-	if _, set := os.LookupEnv(noTelemetry); !set {
-		_ = os.Setenv(noTelemetry, "1")
-	}
+	_ = os.Setenv("ORT_DISABLE_TELEMETRY", "1")
 	ort.SetSharedLibraryPath(path)
 	if err := ort.InitializeEnvironment(ort.WithLogLevelError()); err != nil {
 		return tooOld(path, fmt.Sprintf("cannot be used (%v; error 2 means that it is too old)", err))

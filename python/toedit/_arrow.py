@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from toedit import _bridge
 from toedit._errors import InputError
 
 __all__ = ["IDS", "SCORES_TYPE", "Batch", "open_batch"]
@@ -279,7 +280,7 @@ def _from_numpy(array: np.ndarray[Any, Any], name: str) -> tuple[pa.Array, Back]
 def _from_arrays(rows: list[Any], name: str) -> tuple[pa.Array, Back]:
     arrays = [_torch_to_numpy(r) if _is_torch(r) else np.asarray(r) for r in rows]
     if arrays[0].ndim == 0:  # a column of numbers: keys, offsets
-        return pa.array([a.item() for a in arrays]), lambda a: a.to_pylist()
+        return _inferred([a.item() for a in arrays]), lambda a: a.to_pylist()
     # Without elements the dtype says nothing: NumPy and torch make an empty list an array of floats.
     first = next((i for i, a in enumerate(arrays) if a.size > 0), 0)
     dtype = arrays[first].dtype if arrays[first].size > 0 else np.dtype(np.int64)
@@ -305,7 +306,7 @@ def _from_arrays(rows: list[Any], name: str) -> tuple[pa.Array, Back]:
 def _from_lists(rows: list[Any], name: str) -> tuple[pa.Array, Back]:
     rows = [r.tolist() if isinstance(r, np.ndarray) or _is_torch(r) else r for r in rows]
     try:
-        array = pa.array(rows)
+        array = _inferred(rows)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise InputError(_unreadable(rows, name, error)) from None
     if name == IDS and pa.types.is_integer(array.type):
@@ -318,11 +319,18 @@ def _from_lists(rows: list[Any], name: str) -> tuple[pa.Array, Back]:
     return array, lambda a: a.to_pylist()
 
 
+def _inferred(values: list[Any]) -> pa.Array:
+    """Python objects in the type that pyarrow finds for them. For that it imports dateutil, at each call where there is
+    none."""
+    with _bridge.importing:
+        return pa.array(values)
+
+
 def _unreadable(rows: list[Any], name: str, error: Exception) -> str:
     """What is wrong with a column of Python objects, with the row where one row alone cannot be read."""
     for i, row in enumerate(rows):
         try:
-            pa.array([row])
+            _inferred([row])
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as of_row:
             for value in row if isinstance(row, Sequence) else [row]:
                 if isinstance(value, int) and not -(2**63) <= value < 2**63:

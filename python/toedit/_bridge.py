@@ -20,7 +20,7 @@ import pyarrow as pa
 from toedit import _native
 from toedit._errors import Error, InputError, InternalError, translate
 
-__all__ = ["ArrowIn", "ArrowOut", "PerProcess", "call"]
+__all__ = ["ArrowIn", "ArrowOut", "PerProcess", "call", "importing"]
 
 T = TypeVar("T")
 
@@ -84,27 +84,30 @@ class ArrowIn(ArrowOut):
         batch._export_to_c(self.array, self.schema)
 
 
-_lock = threading.RLock()
-
-
-# Opening holds the lock, and so does a fork: it waits for what other threads are opening. A child shares its parent's
-# mapping of ONNX Runtime, whose global mutexes are locked while a session is created (a run and a close lock none), and
-# would wait for ever for one that was locked at the time.
+# Two locks that a fork holds, so that it waits for what other threads do under them.
+#
+# Opening: a child shares its parent's mapping of ONNX Runtime, whose global mutexes are locked while a session is created
+# (a run and a close lock none), and would wait for ever for one that was locked at the time.
+_opening = threading.RLock()
+# Whatever may import a module: a child would wait for ever for a module that another thread was importing.
+importing = threading.RLock()
 
 
 def _before_fork() -> None:
-    _lock.acquire()
+    _opening.acquire()
+    importing.acquire()
 
 
 def _after_fork_in_parent() -> None:
-    # Not held where Ctrl-C ended the waiting.
-    with contextlib.suppress(RuntimeError):
-        _lock.release()
+    for lock in (importing, _opening):
+        # Not held where Ctrl-C ended the waiting.
+        with contextlib.suppress(RuntimeError):
+            lock.release()
 
 
 def _after_fork_in_child() -> None:
-    global _lock
-    _lock = threading.RLock()
+    global _opening, importing
+    _opening, importing = threading.RLock(), threading.RLock()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
@@ -130,7 +133,7 @@ class PerProcess:
         process = _native.process_token()
         if self._process == process:
             return self._handle
-        with _lock:
+        with _opening:
             if self._process != process:
                 self._handle = self._open()
                 owner = self._owner()
@@ -143,7 +146,7 @@ class PerProcess:
 
     def close(self) -> None:
         """Close the handle, if this process opened one."""
-        with _lock:
+        with _opening:
             finalizer, self._finalizer = self._finalizer, None
             self._process = None
         # Not under the lock: closing waits for running jobs, and nobody who opens or forks should.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import math
 import multiprocessing
@@ -82,7 +81,7 @@ class Prior:
 
         For training, export a prior that has your model's tokenizer.
         """
-        return cls(Path(str(importlib.resources.files("toedit"))) / "builtin_prior", threads=threads)
+        return cls(Path(__file__).with_name("builtin_prior"), threads=threads)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "threads": self.threads, "_closed": self._closed}
@@ -242,10 +241,3 @@ def _level_of_caller() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "toedit":
         level, frame = level + 1, frame.f_back
     return level
-
-
-def in_worker() -> int | None:
-    """The DataLoader worker's number in this process, or None outside one."""
-    torch_data = sys.modules.get("torch.utils.data")
-    info = torch_data.get_worker_info() if torch_data is not None else None
-    return None if info is None else int(info.id)
