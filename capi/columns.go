@@ -129,6 +129,11 @@ type logBuilder struct {
 	logp                    []float32
 }
 
+// reset empties the log and keeps its memory for the next one.
+func (l *logBuilder) reset() {
+	l.row, l.position, l.old, l.new, l.logp = l.row[:0], l.position[:0], l.old[:0], l.new[:0], l.logp[:0]
+}
+
 func (l *logBuilder) add(row int, position uint64, e editor.Edit) {
 	l.row = append(l.row, int64(row))
 	l.position = append(l.position, int64(position))

@@ -31,6 +31,7 @@ type scratch struct {
 	edited    editor.Document
 	plan      editor.Plan
 	protected []bool
+	log       logBuilder
 }
 
 // OpenEditor compiles a policy (JSON) for a prior.
@@ -261,7 +262,7 @@ func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values
 		e.scratch.Put(s)
 	}()
 	r = &editResult{}
-	log := &logBuilder{}
+	s.log.reset()
 	ids := newCopiedList(in.ids, in.rows, values)
 	copies := []columnCopy{ids}
 	names := []string{"input_ids"}
@@ -293,10 +294,10 @@ func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values
 			for _, c := range copies {
 				c.set(i, int(at), edit.New)
 			}
-			log.add(i, offset+uint64(edit.Pos), edit)
+			s.log.add(i, offset+uint64(edit.Pos), edit)
 		}
 	}
-	r.out, r.log = structOf(in.rows), log.build()
+	r.out, r.log = structOf(in.rows), s.log.build()
 	for i, c := range copies {
 		r.out.children = append(r.out.children, c.column(names[i], in.types[names[i]]))
 	}
