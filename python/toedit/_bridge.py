@@ -51,14 +51,17 @@ class ArrowOut:
         self._process = _native.process_token()
 
     def __del__(self) -> None:
-        # At the end of the process nothing can be called any more, and the system takes everything back.
-        if sys is None or sys.is_finalizing():
+        # An importer marks the structures released. At the end of the process nothing can be called any more, and the system
+        # takes everything back. A forked child has its own library, and leaves its parent's alone.
+        if not self._memory[_ARRAY_RELEASE] or sys is None or sys.is_finalizing():
             return
-        # An importer marks the structures released. A forked child has its own library, and leaves its parent's alone.
-        if self._memory[_ARRAY_RELEASE] and self._process == _native.process_token():
-            # A library that has failed releases nothing more; nobody could catch the exception here.
-            with contextlib.suppress(Error):
+        if self._process == _native.process_token():
+            # A library that has failed releases nothing more, and nobody could catch its exception here. Not by
+            # contextlib.suppress: this is on the way of every batch.
+            try:  # noqa: SIM105
                 call("ReleaseArrow", self.array, self.schema)
+            except Error:
+                pass
 
     def take(self) -> pa.RecordBatch:
         """The columns, without a copy."""

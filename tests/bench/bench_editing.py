@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import math
 import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,6 +134,16 @@ def element_loop(e: NumpyEditor) -> np.ndarray[Any, Any]:
 LOOPS = {"loop over lists": python_loop, "loop over arrays": element_loop}
 
 
+def reference(data: pa.RecordBatch, protected: list[int]) -> Callable[[], object]:
+    """The tests' reference: a loop over tokens in Python that makes the same draws, and so the same edits."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from oracle import edit_row
+
+    rows, scores = data["input_ids"].to_pylist(), data["scores"].to_pylist()
+    vocabulary = {"special_ids": protected, "tokenizer_size": VOCABULARY, "seed": 0, "epoch": 0}
+    return lambda: [edit_row(ids, s, POLICY, **vocabulary) for ids, s in zip(rows, scores, strict=True)]
+
+
 def main() -> None:
     print(f"Editing from stored scores. {machine()}")
     # Everybody computes in one thread. The process is not tied to one core: Go's idle monitor would then take turns with it.
@@ -157,6 +170,7 @@ def main() -> None:
                 "loop over lists": lambda peer=peer: python_loop(peer),
                 "loop over arrays": lambda peer=peer: element_loop(peer),
             }
+            loops["reference, same draws"] = reference(data, protected)
             timings.update(take_turns(loops, 3))
         title = f"{rows} x {length} int64 ids, {edited.candidates:,} candidates, {edited.changes:,} changes, one core"
         report(title, timings, rows * length, "toedit")
