@@ -19,8 +19,8 @@ class Policy:
     """A policy of token-level editing (arXiv 2412.14689, Algorithm 1).
 
     A token is a candidate where the prior gives it ``P(x_i | x_<i) >= threshold``; it is redrawn from the prior's
-    ``k`` most probable tokens at that position. At the paper's settings (the defaults, but for ``k``, which it also
-    sets to 64) most candidates draw the token that they already are: candidates are not changes.
+    ``k`` most probable tokens at that position. The defaults are the paper's (which tries k = 64 too). With them most
+    candidates draw the token that they already are: candidates are not changes.
 
     Attributes:
         threshold: the least P of a candidate, in (0, 1].
