@@ -24,7 +24,6 @@ type Job struct {
 	req     Request
 	layouts []layout
 	rows    []Row
-	padded  int // positions computed, padding included
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -61,8 +60,7 @@ func (s *Scorer) Start(req Request) (*Job, error) {
 		}
 		j.rows[i].LogP = logp
 	}
-	var runs []run
-	runs, j.padded = planRuns(positions, s.prior.ContextLength)
+	runs, _ := planRuns(positions, s.prior.ContextLength)
 	go j.loop(runs)
 	return j, nil
 }

@@ -8,7 +8,7 @@ row; or rows alone, as lists, NumPy or torch arrays. What comes back has the con
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -344,8 +344,3 @@ def _from_structs(rows: list[Any], name: str) -> pa.Array:
         return pa.array(rows, type=SCORES_TYPE if name == "scores" else None)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise InputError(f"column {name!r} is not a scores column: {error}") from None
-
-
-def chunks_of(array: pa.Array) -> Iterator[pa.Array]:
-    """The chunks of an array."""
-    yield from array.chunks if isinstance(array, pa.ChunkedArray) else [array]

@@ -26,7 +26,6 @@ import numpy as np
 GRAPH_VERSION = 1
 OPSET = 23
 CONTRIB = "com.microsoft"
-GROUP_QUERY_ATTENTION = "com.microsoft.GroupQueryAttention"
 
 _INTERFACE = "toedit_export"
 
