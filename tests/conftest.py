@@ -82,8 +82,7 @@ def scores(prior: toedit.Prior, rows: list[list[int]]) -> pa.StructArray:
 @pytest.fixture(scope="session")
 def fp32_prior(tmp_path_factory: pytest.TempPathFactory) -> toedit.Prior:
     """The bundled prior's weights exported in float32."""
-    pytest.importorskip("torch")
-    pytest.importorskip("onnxscript")
+    helpers.need_exporter()
     from toedit.export import export
 
     folder = tmp_path_factory.mktemp("priors") / "fp32"

@@ -23,6 +23,14 @@ import toedit
 from toedit import _bridge, _native
 
 
+def need_exporter() -> None:
+    """Skip where priors cannot be exported: without the extra, and on Python 3.10, which has ONNX Runtime's library only."""
+    for package in ("torch", "onnxscript", "onnxruntime"):
+        pytest.importorskip(
+            package, exc_type=ImportError, reason=f"exporting a prior needs {package}, which cannot be imported here"
+        )
+
+
 def usage() -> tuple[int, int, int]:
     """Bytes, Arrow structures and handles that the native library holds; nothing where it was not loaded."""
     if _native._library.module is None:

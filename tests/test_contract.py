@@ -452,8 +452,7 @@ def test_int8_scores_are_near_torchs(prior: toedit.Prior, rows: Rows, torch_logp
 )
 def test_scores_are_those_of_an_evaluator_in_c(shared_data: Path, tmp_path: Path, name: str, weights: str, mean: float) -> None:
     """Checkpoints that nobody on this project made: ln P of 40 stories, computed elsewhere with float64 sums."""
-    pytest.importorskip("torch")
-    pytest.importorskip("onnxscript")
+    helpers.need_exporter()
     from llama2c import read_llama2c, tinystories, word_tokenizer
     from toedit.export import export
 
