@@ -1,7 +1,11 @@
 package capi
 
+// #include "narrow.h"
+import "C"
+
 import (
 	"sort"
+	"unsafe"
 
 	"github.com/apache/arrow/go/v17/arrow"
 	"github.com/apache/arrow/go/v17/arrow/array"
@@ -143,12 +147,13 @@ func read[T tokenID](d *document, row int, values []T, mask *flagColumn, vocabul
 		return readMasked(d, row, values, mask, vocabulary)
 	}
 	var largest uint64
-	if same, ok := any(values).([]uint32); ok {
-		d.ids = same
-		for _, v := range same {
-			largest = max(largest, uint64(v))
-		}
-	} else {
+	switch same := any(values).(type) {
+	case []uint32:
+		d.ids, largest = same, largestOf(same)
+	case []int32: // the same bits; negative ids become large ones
+		d.ids = unsafe.Slice((*uint32)(unsafe.Pointer(unsafe.SliceData(same))), len(same))
+		largest = largestOf(d.ids)
+	default:
 		if cap(d.buf) < len(values) {
 			d.buf = make([]uint32, len(values), 2*len(values))
 		}
@@ -166,22 +171,27 @@ func read[T tokenID](d *document, row int, values []T, mask *flagColumn, vocabul
 	return nil
 }
 
-// narrow copies ids into uint32 and returns the largest, where negative ids count as very large. Four at a time: this
-// passes over every token of every batch.
-func narrow[T tokenID](dst []uint32, src []T) uint64 {
-	var a, b, c, d uint64
-	for len(src) >= 4 && len(dst) >= 4 {
-		s, t := src[:4:4], dst[:4:4]
-		v0, v1, v2, v3 := uint64(int64(s[0])), uint64(int64(s[1])), uint64(int64(s[2])), uint64(int64(s[3]))
-		a, b, c, d = max(a, v0), max(b, v1), max(c, v2), max(d, v3)
-		t[0], t[1], t[2], t[3] = uint32(v0), uint32(v1), uint32(v2), uint32(v3)
-		src, dst = src[4:], dst[4:]
+func largestOf(ids []uint32) uint64 {
+	var largest uint32
+	for _, v := range ids {
+		largest = max(largest, v)
+	}
+	return uint64(largest)
+}
+
+// narrow copies ids into uint32 and returns the largest, where ids that do not fit count as very large.
+func narrow[T tokenID](dst []uint32, src []T) (largest uint64) {
+	if wide, ok := any(src).([]int64); ok {
+		if len(wide) == 0 {
+			return 0
+		}
+		return uint64(C.toedit_narrow((*C.uint32_t)(&dst[0]), (*C.int64_t)(&wide[0]), C.int64_t(len(wide))))
 	}
 	for i, v := range src {
-		a = max(a, uint64(int64(v)))
+		largest = max(largest, uint64(int64(v)))
 		dst[i] = uint32(v)
 	}
-	return max(a, b, c, d)
+	return largest
 }
 
 func readMasked[T tokenID](d *document, row int, values []T, mask *flagColumn, vocabulary int) error {

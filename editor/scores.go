@@ -87,20 +87,6 @@ func below(limit uint64, logp float32) uint64 {
 	return (uint64(math.Float32bits(logp)+bandBias) - limit) >> 63
 }
 
-// countBelow is the sum of below over logp.
-func countBelow(limit uint64, logp []float32) int {
-	var n uint64
-	for len(logp) >= 8 {
-		n += below(limit, logp[0]) + below(limit, logp[1]) + below(limit, logp[2]) + below(limit, logp[3]) +
-			below(limit, logp[4]) + below(limit, logp[5]) + below(limit, logp[6]) + below(limit, logp[7])
-		logp = logp[8:]
-	}
-	for _, v := range logp {
-		n += below(limit, v)
-	}
-	return int(n)
-}
-
 // validWord is bits i..i+63 of the validity of n values from bit offset; past
 // the end they are ones.
 func validWord(bitmap []byte, offset, n, i int) uint64 {
