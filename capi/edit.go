@@ -307,7 +307,11 @@ func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values
 // plan plans the edits of row i, whose tokens are in s.doc, into s.plan, and counts. It returns the row's offset.
 func (in *editInput) plan(i int, e *openEditor, ep editor.Epoch, s *scratch, r *editResult) (offset uint64, err error) {
 	if got := in.scores.prior(i); got != e.fingerprint {
-		return 0, fail(Scores, "row %d: its scores are of prior %q, but the editor has prior %s; score it with the editor's prior", i, got, e.fingerprint)
+		differs := ""
+		if what := prior.Difference(got, e.fingerprint); what != "" {
+			differs = fmt.Sprintf(" (they differ in %s)", what)
+		}
+		return 0, fail(Scores, "row %d: its scores are of prior %q, but the editor has prior %s%s; score it with the editor's prior", i, got, e.fingerprint, differs)
 	}
 	d := &s.edited
 	d.IDs = s.doc.ids

@@ -282,9 +282,9 @@ func TestPolicyErrors(t *testing.T) {
 
 func TestOpenPriorErrors(t *testing.T) {
 	trackUsage(t)
-	_, err := OpenPrior("")
+	_, err := OpenPrior("", "")
 	requireKind(t, err, Prior, "empty")
-	_, err = OpenPrior(t.TempDir())
+	_, err = OpenPrior(t.TempDir(), "")
 	requireKind(t, err, Prior, "prior.json", "toedit export")
 }
 
@@ -292,17 +292,17 @@ func TestOpenPriorErrors(t *testing.T) {
 func TestOpenScorerErrors(t *testing.T) {
 	trackUsage(t)
 	h := openBundled(t)
-	_, err := OpenScorer(h, "", 1)
+	_, err := OpenScorer(h, "", `{"threads": 1}`)
 	requireKind(t, err, Runtime, "empty")
-	_, err = OpenScorer(h, "/nonexistent/libonnxruntime.so", 0)
+	_, err = OpenScorer(h, "/nonexistent/libonnxruntime.so", `{"threads": 0}`)
 	requireKind(t, err, Input, "threads is 0")
 	changed := openFolder(t, scorertest.ChangedPrior(t, func(s map[string]any) { s["device"] = "cuda" }))
-	_, err = OpenScorer(changed, "/nonexistent/libonnxruntime.so", 1)
-	requireKind(t, err, Prior, "cuda", "export it again")
+	_, err = OpenScorer(changed, "/nonexistent/libonnxruntime.so", `{"threads": 1, "device": "cpu"}`)
+	requireKind(t, err, Prior, "exported for CUDA", "export it again")
 	damaged := openFolder(t, scorertest.ChangedPrior(t, func(s map[string]any) {
 		s["files"].(map[string]any)["model.onnx"].(map[string]any)["sha256"] = strings.Repeat("0", 64)
 	}))
-	_, err = OpenScorer(damaged, "/nonexistent/libonnxruntime.so", 1)
+	_, err = OpenScorer(damaged, "/nonexistent/libonnxruntime.so", `{"threads": 1}`)
 	requireKind(t, err, Prior, "model.onnx", "SHA-256")
 }
 
@@ -344,17 +344,27 @@ func TestKeepRanges(t *testing.T) {
 	assert.Equal(t, float32(0), r[0].High)
 }
 
-func TestScoreOptionsAreStrict(t *testing.T) {
+func TestOptionsAreStrict(t *testing.T) {
 	for text, part := range map[string]string{
 		``: "like", `[]`: "like", `{"k": 8, "keeps": []}`: "keeps", `{"k": "8"}`: "like", `{"k": 8} {}`: "after their end",
-		`{"k": 8.5}`: "like", `{"keep": [["a", 1]]}`: "like",
+		`{"k": 8.5}`: "like", `{"keep": [["a", 1]]}`: "like", `{"split_after": -1}`: "like",
 	} {
-		_, err := parseScoreOptions(text)
+		requireKind(t, parseStrictly(text, &scoreOptions{}, `{"k": 8}`), Input, part)
+	}
+	var o scoreOptions
+	require.NoError(t, parseStrictly(`{"k": 3, "keep": [[0.5, 0.75], [0.9, 1]]}`, &o, ""))
+	assert.Equal(t, scoreOptions{K: 3, Keep: [][2]float64{{0.5, 0.75}, {0.9, 1}}}, o)
+}
+
+func TestReadingErrors(t *testing.T) {
+	for reading, part := range map[string]string{
+		`{"window": "off"}`:      "how to read documents",
+		`{"windows": "sliding"}`: `windows is "sliding"`,
+		`{"min_context": 512}`:   "with a context of 512 positions it must be 1 to 511",
+	} {
+		_, err := OpenPrior(scorertest.BundledPrior(t), reading)
 		requireKind(t, err, Input, part)
 	}
-	o, err := parseScoreOptions(`{"k": 3, "keep": [[0.5, 0.75], [0.9, 1]]}`)
-	require.NoError(t, err)
-	assert.Equal(t, scoreOptions{3, [][2]float64{{0.5, 0.75}, {0.9, 1}}}, o)
 }
 
 // The numbers of toedit.h and their names in front of Python's messages.

@@ -50,14 +50,14 @@ func opened(handle uint64, err error, out *C.uint64_t, message **C.char) C.int32
 func toedit_free(message *C.char) { C.free(unsafe.Pointer(message)) }
 
 //export toedit_prior_open
-func toedit_prior_open(folder *C.toedit_cchar, prior *C.uint64_t, message **C.char) C.int32_t {
-	handle, err := OpenPrior(C.GoString(folder))
+func toedit_prior_open(folder, reading *C.toedit_cchar, prior *C.uint64_t, message **C.char) C.int32_t {
+	handle, err := OpenPrior(C.GoString(folder), C.GoString(reading))
 	return opened(handle, err, prior, message)
 }
 
 //export toedit_scorer_open
-func toedit_scorer_open(prior C.uint64_t, library *C.toedit_cchar, threads C.int32_t, scorer *C.uint64_t, message **C.char) C.int32_t {
-	handle, err := OpenScorer(uint64(prior), C.GoString(library), int(threads))
+func toedit_scorer_open(prior C.uint64_t, library, options *C.toedit_cchar, scorer *C.uint64_t, message **C.char) C.int32_t {
+	handle, err := OpenScorer(uint64(prior), C.GoString(library), C.GoString(options))
 	return opened(handle, err, scorer, message)
 }
 

@@ -22,7 +22,7 @@ var entries = map[string]struct {
 	call  func(h uint64) error
 }{
 	"DescribePrior": {"a prior", func(h uint64) error { _, err := DescribePrior(h); return err }},
-	"OpenScorer":    {"a prior", func(h uint64) error { _, err := OpenScorer(h, "/nonexistent", 1); return err }},
+	"OpenScorer":    {"a prior", func(h uint64) error { _, err := OpenScorer(h, "/nonexistent", `{"threads": 1}`); return err }},
 	"OpenEditor":    {"a prior", func(h uint64) error { _, err := OpenEditor(h, "{}"); return err }},
 	"WaitScore":     {"a scoring job", func(h uint64) error { _, err := WaitScore(h, 0); return err }},
 	"ScoredTokens":  {"a scoring job", func(h uint64) error { _, err := ScoredTokens(h); return err }},
@@ -56,7 +56,7 @@ func TestHandlesOfAnotherKind(t *testing.T) {
 
 func TestHandlesThatAreClosedOrForeign(t *testing.T) {
 	trackUsage(t)
-	closed, err := OpenPrior(scorertest.BundledPrior(t))
+	closed, err := OpenPrior(scorertest.BundledPrior(t), "")
 	require.NoError(t, err)
 	require.NoError(t, Close(closed))
 	pid := uint64(os.Getpid())
@@ -82,7 +82,7 @@ func TestHandlesAreNeverUsedAgain(t *testing.T) {
 	trackUsage(t)
 	seen := map[uint64]bool{}
 	for range 20 {
-		h, err := OpenPrior(scorertest.BundledPrior(t))
+		h, err := OpenPrior(scorertest.BundledPrior(t), "")
 		require.NoError(t, err)
 		require.False(t, seen[h])
 		seen[h] = true
@@ -93,7 +93,7 @@ func TestHandlesAreNeverUsedAgain(t *testing.T) {
 // An editor needs neither the prior's handle nor its folder once it is open.
 func TestEditorOutlivesItsPrior(t *testing.T) {
 	trackUsage(t)
-	prior, err := OpenPrior(scorertest.BundledPrior(t))
+	prior, err := OpenPrior(scorertest.BundledPrior(t), "")
 	require.NoError(t, err)
 	print := fingerprint(t, prior)
 	handle := openPolicy(t, prior, eager)
@@ -107,7 +107,8 @@ func TestDescribePrior(t *testing.T) {
 	text, err := DescribePrior(h)
 	require.NoError(t, err)
 	assert.JSONEq(t, fmt.Sprintf(`{"name": "toedit-builtin", "fingerprint": %q, "dtype": "int8", "device": "cpu", "context_length": 512,
-		"vocab_size": 4096, "tokenizer_size": 4096, "special_ids": [0], "k": 64}`, fingerprint(t, h)), text)
+		"vocab_size": 4096, "tokenizer_size": 4096, "special_ids": [0], "k": 64, "bos": {"rule": "always", "id": 0},
+		"windows": "rolling", "min_context": 256, "cross_documents": false}`, fingerprint(t, h)), text)
 	none := openFolder(t, scorertest.ChangedPrior(t, func(s map[string]any) { delete(s, "special_ids") }))
 	text, err = DescribePrior(none)
 	require.NoError(t, err)
@@ -137,7 +138,7 @@ func TestConcurrentUse(t *testing.T) {
 					Batch: addr(b.array.cArray), Schema: addr(b.schema.cSchema),
 					Out: addr(&arrays[2*i]), OutSchema: addr(&schemas[2*i]), Log: addr(&arrays[2*i+1]), LogSchema: addr(&schemas[2*i+1]),
 					Counts: addr(&totals[0])}))
-				h, err := OpenPrior(scorertest.BundledPrior(t))
+				h, err := OpenPrior(scorertest.BundledPrior(t), "")
 				assert.NoError(t, err)
 				assert.NoError(t, Close(h))
 				GetUsage()
@@ -181,7 +182,7 @@ func TestPanicInAJobPoisons(t *testing.T) {
 		return fmt.Errorf("taking scores: %w", &scorer.PanicError{Value: "boom", Stack: []byte("where it happened")})
 	})
 	requireKind(t, err, Internal, "boom", "where it happened", "report this")
-	_, again := OpenPrior(scorertest.BundledPrior(t))
+	_, again := OpenPrior(scorertest.BundledPrior(t), "")
 	requireKind(t, again, Internal)
 	assert.Equal(t, err.Error(), again.Error())
 }
@@ -192,7 +193,7 @@ func TestPanicPoisons(t *testing.T) {
 	if !inProcessOfItsOwn(t) {
 		return
 	}
-	prior, err := OpenPrior(scorertest.BundledPrior(t))
+	prior, err := OpenPrior(scorertest.BundledPrior(t), "")
 	require.NoError(t, err)
 	print := fingerprint(t, prior)
 	handle, err := OpenEditor(prior, asJSON(t, eager))
@@ -212,7 +213,7 @@ func TestPanicPoisons(t *testing.T) {
 	first := PanicForTest("poison this process")
 	requireKind(t, first, Internal, "a panic on purpose", fmt.Sprintf("process %d", os.Getpid()), "report this", "status.go")
 	after := map[string]func() error{
-		"OpenPrior":   func() error { _, err := OpenPrior(scorertest.BundledPrior(t)); return err },
+		"OpenPrior":   func() error { _, err := OpenPrior(scorertest.BundledPrior(t), ""); return err },
 		"Close":       func() error { return Close(prior) },
 		"AddCounters": func() error { return AddCounters(addr(&totals[0].Rows), addr(&totals[0].Rows), 1) },
 		"Edit":        func() error { _, err := call(t, handle, 0, 0, goodBatch(t, print)); return err },

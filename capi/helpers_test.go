@@ -36,7 +36,7 @@ const vocabulary = 4096
 func openBundled(t testing.TB) uint64 { return openFolder(t, scorertest.BundledPrior(t)) }
 
 func openFolder(t testing.TB, folder string) uint64 {
-	h, err := OpenPrior(folder)
+	h, err := OpenPrior(folder, "")
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, Close(h)) })
 	return h

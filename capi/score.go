@@ -12,14 +12,21 @@ import (
 	"toedit/editor/scorer"
 )
 
-// OpenPrior opens a prior folder and returns its handle.
-func OpenPrior(dir string) (handle uint64, err error) {
+// OpenPrior opens a prior folder and returns its handle. reading says how documents are read, as JSON (prior.Reading); "" is
+// the default.
+func OpenPrior(dir, reading string) (handle uint64, err error) {
 	err = guarded(func() error {
 		if dir == "" {
 			return fail(Prior, "the prior folder's path is empty")
 		}
-		p, err := prior.Open(dir)
+		r, err := prior.ParseReading(reading)
 		if err != nil {
+			return &Error{Input, err}
+		}
+		p, err := prior.OpenAs(dir, r)
+		if errors.As(err, new(*prior.ReadingError)) {
+			return &Error{Input, err}
+		} else if err != nil {
 			return &Error{Prior, err}
 		}
 		handle = handles.add(p)
@@ -30,15 +37,19 @@ func OpenPrior(dir string) (handle uint64, err error) {
 
 // PriorInfo is what callers may want to know of a prior, as JSON.
 type PriorInfo struct {
-	Name          string   `json:"name"`
-	Fingerprint   string   `json:"fingerprint"`
-	DType         string   `json:"dtype"`
-	Device        string   `json:"device"`
-	ContextLength int      `json:"context_length"`
-	VocabSize     int      `json:"vocab_size"`
-	TokenizerSize int      `json:"tokenizer_size"`
-	SpecialIDs    []uint32 `json:"special_ids"`
-	K             int      `json:"k"`
+	Name           string    `json:"name"`
+	Fingerprint    string    `json:"fingerprint"`
+	DType          string    `json:"dtype"`
+	Device         string    `json:"device"`
+	ContextLength  int       `json:"context_length"`
+	VocabSize      int       `json:"vocab_size"`
+	TokenizerSize  int       `json:"tokenizer_size"`
+	SpecialIDs     []uint32  `json:"special_ids"`
+	K              int       `json:"k"`
+	BOS            prior.BOS `json:"bos"`
+	Windows        string    `json:"windows"`
+	MinContext     int       `json:"min_context"`
+	CrossDocuments bool      `json:"cross_documents"`
 }
 
 // DescribePrior returns a prior's PriorInfo as JSON.
@@ -48,7 +59,8 @@ func DescribePrior(handle uint64) (info string, err error) {
 		if err != nil {
 			return err
 		}
-		raw, err := json.Marshal(PriorInfo{p.Name, p.Fingerprint(), p.DType, p.Device, p.ContextLength, p.VocabSize, p.TokenizerSize, p.SpecialIDs, p.K})
+		raw, err := json.Marshal(PriorInfo{p.Name, p.Fingerprint(), p.DType, p.Device, p.ContextLength, p.VocabSize, p.TokenizerSize, p.SpecialIDs, p.K,
+			p.BOS, p.Reading.Windows, p.Reading.MinContext, p.Reading.CrossDocuments})
 		info = string(raw)
 		return err
 	})
@@ -61,20 +73,37 @@ type openScorer struct {
 	prior *prior.Prior
 }
 
-// OpenScorer loads a prior's model with the ONNX Runtime library at path.
-func OpenScorer(priorHandle uint64, library string, threads int) (handle uint64, err error) {
+// scorerOptions are a scorer's settings, as JSON.
+type scorerOptions struct {
+	Threads     int    `json:"threads"`
+	Device      string `json:"device"`       // "cpu", "cuda", "cuda:N"; "" is the prior's own
+	MemoryLimit int64  `json:"memory_limit"` // bytes; 0 is none
+}
+
+// OpenScorer loads a prior's model with the ONNX Runtime library at path. options is JSON: {"threads": 1, "device": "cpu",
+// "memory_limit": 0}, of which threads must be there.
+func OpenScorer(priorHandle uint64, library, options string) (handle uint64, err error) {
 	err = guarded(func() error {
 		p, err := lookup[*prior.Prior](priorHandle)
 		if err != nil {
 			return err
 		}
-		if threads < 1 {
-			return fail(Input, "threads is %d, but must be at least 1", threads)
+		var o scorerOptions
+		if err := parseStrictly(options, &o, `{"threads": 1, "device": "cpu", "memory_limit": 0}`); err != nil {
+			return err
+		}
+		if o.Threads < 1 {
+			return fail(Input, "threads is %d, but must be at least 1", o.Threads)
+		}
+		if o.MemoryLimit < 0 {
+			return fail(Input, "memory_limit is %d bytes, but must be positive, or 0 for none", o.MemoryLimit)
 		}
 		if library == "" {
 			return fail(Runtime, "the path of the ONNX Runtime library is empty")
 		}
-		s, err := scorer.Open(p, scorer.Options{Library: library, Threads: threads})
+		restore := keepSignals()
+		s, err := scorer.Open(p, scorer.Options{Library: library, Threads: o.Threads, Device: o.Device, MemoryLimit: o.MemoryLimit})
+		restore()
 		if err != nil {
 			var runtime *scorer.ErrRuntime
 			if errors.As(err, &runtime) {
@@ -86,6 +115,20 @@ func OpenScorer(priorHandle uint64, library string, threads int) (handle uint64,
 		return nil
 	})
 	return handle, err
+}
+
+// ScorerStats is what a scorer has done so far, as JSON (scorer.Stats).
+func ScorerStats(handle uint64) (stats string, err error) {
+	err = guarded(func() error {
+		s, err := lookup[*openScorer](handle)
+		if err != nil {
+			return err
+		}
+		raw, err := json.Marshal(s.Stats())
+		stats = string(raw)
+		return err
+	})
+	return stats, err
 }
 
 // Close closes a prior, scorer or editor handle. A job is ended by Take or Cancel.
@@ -105,23 +148,25 @@ func Close(handle uint64) error {
 	})
 }
 
-// scoreOptions are a job's settings, as JSON. Keep holds closed ranges of P whose top-k is stored.
+// scoreOptions are a job's settings, as JSON. Keep holds closed ranges of P whose top-k is stored; SplitAfter is the id that
+// ends a document inside a row.
 type scoreOptions struct {
-	K    int          `json:"k"`
-	Keep [][2]float64 `json:"keep"`
+	K          int          `json:"k"`
+	Keep       [][2]float64 `json:"keep"`
+	SplitAfter *uint32      `json:"split_after"`
 }
 
-// parseScoreOptions is strict: a misspelt setting would otherwise be ignored in silence.
-func parseScoreOptions(text string) (o scoreOptions, err error) {
+// parseStrictly reads settings: a misspelt one would otherwise be ignored in silence.
+func parseStrictly(text string, into any, like string) error {
 	d := json.NewDecoder(strings.NewReader(text))
 	d.DisallowUnknownFields()
-	if err := d.Decode(&o); err != nil {
-		return o, fail(Input, `scoring options %q are not like {"k": 8, "keep": [[0.9, 1]]}: %v`, text, err)
+	if err := d.Decode(into); err != nil {
+		return fail(Input, `options %q are not like %s: %v`, text, like, err)
 	}
 	if d.More() {
-		return o, fail(Input, "scoring options %q go on after their end", text)
+		return fail(Input, "options %q go on after their end", text)
 	}
-	return o, nil
+	return nil
 }
 
 // ranges turns ranges of P into ranges of float32 ln P that hold exactly the same values.
@@ -154,8 +199,8 @@ type job struct {
 	fingerprint string
 }
 
-// StartScore begins to score the batch's input_ids (its real tokens, where it has an attention_mask). The batch has
-// been copied and released when this returns.
+// StartScore begins to score the batch's input_ids (its real tokens, where it has an attention_mask; each of its documents by
+// itself, where one of packedColumns is there). The batch has been copied and released when this returns.
 func StartScore(scorerHandle, batch, schema Address, options string) (handle uint64, err error) {
 	defer releaseBoth(batch, schema)
 	err = guarded(func() error {
@@ -167,70 +212,83 @@ func StartScore(scorerHandle, batch, schema Address, options string) (handle uin
 		if err != nil {
 			return err
 		}
-		o, err := parseScoreOptions(options)
-		if err != nil {
+		var o scoreOptions
+		if err := parseStrictly(options, &o, `{"k": 8, "keep": [[0.9, 1]]}`); err != nil {
 			return err
 		}
 		keep, err := o.ranges()
 		if err != nil {
 			return err
 		}
-		if err := b.only("input_ids", "attention_mask"); err != nil {
+		if err := b.only(append([]string{"input_ids", "attention_mask"}, packedColumns...)...); err != nil {
 			return err
 		}
-		rows, hashes, err := copyRows(b, s.prior.VocabSize)
+		rows, err := copyRows(b, s.prior.VocabSize, o.SplitAfter)
 		if err != nil {
 			return err
 		}
-		j, err := s.Start(scorer.Request{Rows: rows, K: o.K, Keep: keep})
+		j, err := s.Start(scorer.Request{Rows: rows.ids, Starts: rows.starts, K: o.K, Keep: keep})
 		if errors.Is(err, scorer.ErrClosed) {
 			return &Error{Closed, err}
 		} else if err != nil {
 			return &Error{Input, err}
 		}
-		handle = handles.add(&job{j, hashes, o.K, s.prior.Fingerprint()})
+		handle = handles.add(&job{j, rows.hashes, o.K, s.prior.Fingerprint()})
 		return nil
 	})
 	return handle, err
 }
 
-// copyRows copies the batch's real tokens, and hashes them.
-func copyRows(b *arrowBatch, vocabulary int) (rows [][]uint32, hashes []uint64, err error) {
+// copiedRows are a batch's real tokens, their hashes, and where documents begin in them (nil: every row is one).
+type copiedRows struct {
+	ids    [][]uint32
+	hashes []uint64
+	starts [][]int32
+}
+
+// copyRows copies the batch's real tokens, hashes them, and finds their documents.
+func copyRows(b *arrowBatch, vocabulary int, splitAfter *uint32) (*copiedRows, error) {
+	rows := &copiedRows{}
 	ids, err := b.tokenColumn()
 	if ids == nil || err != nil {
-		return nil, nil, err
+		return rows, err
 	}
 	mask, err := b.flags("attention_mask", ids)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	rows, hashes = make([][]uint32, b.rows), make([]uint64, b.rows)
-	_, err = withTokens(ids.values, tokenVisitor[struct{}]{
-		int64: func(v []int64) (struct{}, error) {
-			return struct{}{}, copyTokens(ids, v, mask, vocabulary, rows, hashes)
-		},
-		int32: func(v []int32) (struct{}, error) {
-			return struct{}{}, copyTokens(ids, v, mask, vocabulary, rows, hashes)
-		},
-		uint16: func(v []uint16) (struct{}, error) {
-			return struct{}{}, copyTokens(ids, v, mask, vocabulary, rows, hashes)
-		},
-		uint32: func(v []uint32) (struct{}, error) {
-			return struct{}{}, copyTokens(ids, v, mask, vocabulary, rows, hashes)
-		},
+	packed, err := newBoundaries(b, ids, splitAfter)
+	if err != nil {
+		return nil, err
+	}
+	rows.ids, rows.hashes = make([][]uint32, b.rows), make([]uint64, b.rows)
+	if packed != nil {
+		rows.starts = make([][]int32, b.rows)
+	}
+	return withTokens(ids.values, tokenVisitor[*copiedRows]{
+		int64:  func(v []int64) (*copiedRows, error) { return rows, copyTokens(rows, ids, v, mask, packed, vocabulary) },
+		int32:  func(v []int32) (*copiedRows, error) { return rows, copyTokens(rows, ids, v, mask, packed, vocabulary) },
+		uint16: func(v []uint16) (*copiedRows, error) { return rows, copyTokens(rows, ids, v, mask, packed, vocabulary) },
+		uint32: func(v []uint32) (*copiedRows, error) { return rows, copyTokens(rows, ids, v, mask, packed, vocabulary) },
 	})
-	return rows, hashes, err
 }
 
-func copyTokens[T tokenID](ids *listColumn, values []T, mask *flagColumn, vocabulary int, rows [][]uint32, hashes []uint64) error {
+func copyTokens[T tokenID](rows *copiedRows, ids *listColumn, values []T, mask *flagColumn, packed *boundaries, vocabulary int) error {
 	var d document
-	for i := range rows {
+	for i := range rows.ids {
 		start, end := ids.row(i)
 		if err := read(&d, i, values[start:end], mask, vocabulary); err != nil {
 			return err
 		}
-		rows[i] = append([]uint32(nil), d.ids...)
-		hashes[i] = editor.HashBytes(littleEndian(rows[i])).Lo
+		rows.ids[i] = append([]uint32(nil), d.ids...)
+		rows.hashes[i] = editor.HashBytes(littleEndian(d.ids)).Lo
+		if packed != nil {
+			starts, err := packed.starts(i, &d)
+			if err != nil {
+				return err
+			}
+			rows.starts[i] = starts
+		}
 	}
 	return nil
 }

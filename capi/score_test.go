@@ -1,6 +1,7 @@
 package capi
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -20,7 +21,7 @@ import (
 func bundledScorer(t testing.TB, threads int) (scorer, prior uint64) {
 	library := scorertest.Library(t)
 	prior = openBundled(t)
-	scorer, err := OpenScorer(prior, library, threads)
+	scorer, err := OpenScorer(prior, library, fmt.Sprintf(`{"threads": %d}`, threads))
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, Close(scorer)) })
 	return scorer, prior
@@ -120,7 +121,7 @@ func TestScoreNulls(t *testing.T) {
 	prior := openFolder(t, scorertest.ChangedPrior(t, func(s map[string]any) {
 		s["context_length"], s["bos"] = 8, map[string]any{"rule": "never", "id": nil}
 	}))
-	scorer, err := OpenScorer(prior, library, 1)
+	scorer, err := OpenScorer(prior, library, `{"threads": 1}`)
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, Close(scorer)) }()
 	out := mustScore(t, scorer, newForeign(t, structOfColumns(t,
@@ -133,9 +134,9 @@ func TestScoreNulls(t *testing.T) {
 			assert.Zero(t, logp.Float32Values()[i])
 		}
 	}
-	assert.Equal(t, []int{0, 9, 10, 11, 12, 15}, nulls)
-	assert.Equal(t, 6, logp.NullN())
-	assert.Equal(t, [][]int64{{1, 2, 3, 4, 5, 6, 7, 8}, {1, 2}, {}}, values(t, columnOf(t, out, "topk_pos")))
+	assert.Equal(t, []int{0, 12, 15}, nulls, "first tokens that nothing stands before")
+	assert.Equal(t, 3, logp.NullN())
+	assert.Equal(t, [][]int64{{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, {1, 2}, {}}, values(t, columnOf(t, out, "topk_pos")))
 }
 
 // The same tokens have the same scores in every type, sliced, and padded on any side.
@@ -192,7 +193,7 @@ func TestScoreErrors(t *testing.T) {
 		{batch(ids(`[[1]]`)), `{"k": 65}`, []string{"k is 65", "64"}},
 		{batch(ids(`[[1]]`)), `{"k": 1, "keep": [[0.9, 2]]}`, []string{"keep: [0.9, 2]"}},
 		{batch(ids(`[[1]]`)), `{"k": 1, "kep": []}`, []string{"kep"}},
-		{batch(ids(`[[1]]`)), ``, []string{"scoring options"}},
+		{batch(ids(`[[1]]`)), ``, []string{"options"}},
 	} {
 		_, err := start(t, scorer, c.batch, c.options)
 		requireKind(t, err, Input, c.parts...)
@@ -250,8 +251,10 @@ func TestScoreThenEdit(t *testing.T) {
 func TestOverlongRowsAreCounted(t *testing.T) {
 	trackUsage(t)
 	library := scorertest.Library(t)
-	prior := openFolder(t, scorertest.ChangedPrior(t, func(s map[string]any) { s["context_length"] = 16 }))
-	scorer, err := OpenScorer(prior, library, 1)
+	prior, err := OpenPrior(scorertest.ChangedPrior(t, func(s map[string]any) { s["context_length"] = 16 }), `{"windows": "off"}`)
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, Close(prior)) }()
+	scorer, err := OpenScorer(prior, library, `{"threads": 1}`)
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, Close(scorer)) }()
 	handle := openPolicy(t, prior, editor.Policy{Threshold: 0.01, K: 4, Temperature: 1, ExcludeOriginal: true, ProtectedIDs: []int64{}})
@@ -333,7 +336,7 @@ func TestCloseScorerWithJobs(t *testing.T) {
 	trackUsage(t)
 	library := scorertest.Library(t)
 	prior := openBundled(t)
-	scorer, err := OpenScorer(prior, library, 1)
+	scorer, err := OpenScorer(prior, library, `{"threads": 1}`)
 	require.NoError(t, err)
 	batch := func() *foreignBatch {
 		return newForeign(t, structOfColumns(t, namedColumn{"input_ids", fromJSON(t, arrow.ListOf(i32), asJSON(t, repeats(300, 300)))}))
@@ -368,6 +371,6 @@ func TestCloseScorerWithJobs(t *testing.T) {
 func TestOpenScorerWithoutRuntime(t *testing.T) {
 	trackUsage(t)
 	prior := openBundled(t)
-	_, err := OpenScorer(prior, "/nonexistent/libonnxruntime.so", 1)
+	_, err := OpenScorer(prior, "/nonexistent/libonnxruntime.so", `{"threads": 1}`)
 	requireKind(t, err, Runtime, "/nonexistent/libonnxruntime.so")
 }

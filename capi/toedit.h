@@ -91,14 +91,20 @@ struct toedit_usage {
 /* Frees a message. NULL is fine. */
 void toedit_free(char* message);
 
-/* Opens a prior folder (settings and tokenizer; the model is opened by toedit_scorer_open). */
-int32_t toedit_prior_open(toedit_cchar* folder, uint64_t* prior, char** error);
+/* Opens a prior folder (settings and tokenizer; the model is opened by toedit_scorer_open). reading says how documents
+ * longer than the context are read, as JSON: {"windows": "rolling" (or "lm-eval", "off"), "min_context": 256,
+ * "cross_documents": false}; NULL is the default. It is part of the prior's fingerprint. */
+int32_t toedit_prior_open(toedit_cchar* folder, toedit_cchar* reading, uint64_t* prior, char** error);
 
-/* Opens the prior's model with ONNX Runtime (library: path of libonnxruntime.so). threads runs are computed at a time. */
-int32_t toedit_scorer_open(uint64_t prior, toedit_cchar* library, int32_t threads, uint64_t* scorer, char** error);
+/* Opens the prior's model with ONNX Runtime (library: path of libonnxruntime.so). options is JSON: {"threads": 1 (runs
+ * that are computed at a time), "device": "cpu" (or "cuda", "cuda:N"), "memory_limit": 0 (bytes)}; threads must be there. */
+int32_t toedit_scorer_open(uint64_t prior, toedit_cchar* library, toedit_cchar* options, uint64_t* scorer,
+                           char** error);
 
 /* Scores rows: batch is a struct array with the column input_ids (list, large_list or fixed_size_list of int32, int64,
- * uint16 or uint32) and optionally attention_mask (0 = padding). options is JSON: {"k": 8, "keep": [[0.9, 1]]}.
+ * uint16 or uint32) and optionally attention_mask (0 = padding), and for rows that hold several documents document_ids
+ * (changes where one begins), position_ids (restarts there) or seq_lengths. options is JSON: {"k": 8, "keep": [[0.9, 1]],
+ * "split_after": 0 (optional: the id that ends a document)}.
  * out: a struct array with the fields logp, topk_pos, topk_ids, topk_logp, k, ids_hash, prior. Blocks. */
 int32_t toedit_score(uint64_t scorer, toedit_cchar* options, struct ArrowArray* batch, struct ArrowSchema* schema,
                      struct ArrowArray* out, struct ArrowSchema* out_schema, char** error);

@@ -5,16 +5,19 @@ package gobridge
 
 import "toedit/capi"
 
-// OpenPrior opens a prior folder.
-func OpenPrior(dir string) (uint64, error) { return capi.OpenPrior(dir) }
+// OpenPrior opens a prior folder, to be read in a way (JSON).
+func OpenPrior(dir, reading string) (uint64, error) { return capi.OpenPrior(dir, reading) }
 
 // DescribePrior returns what a prior is, as JSON.
 func DescribePrior(prior uint64) (string, error) { return capi.DescribePrior(prior) }
 
 // OpenScorer loads a prior's model with the ONNX Runtime library at a path.
-func OpenScorer(prior uint64, library string, threads int) (uint64, error) {
-	return capi.OpenScorer(prior, library, threads)
+func OpenScorer(prior uint64, library, options string) (uint64, error) {
+	return capi.OpenScorer(prior, library, options)
 }
+
+// ScorerStats is what a scorer has done so far, as JSON.
+func ScorerStats(scorer uint64) (string, error) { return capi.ScorerStats(scorer) }
 
 // StartScore begins to score a batch and returns a job.
 func StartScore(scorer, batch, schema uint64, options string) (uint64, error) {

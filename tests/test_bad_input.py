@@ -465,7 +465,7 @@ def flip(name: str) -> Callable[[Path], object]:
         (lambda folder: (folder / "prior.json").write_text("{}"), "format is 0, but must be 1"),
         (lambda folder: settings(folder, format=2), "format is 2, but must be 1"),
         (lambda folder: settings(folder, graph={"version": 9}), r"graph\.version is 9, but must be 1"),
-        (lambda folder: settings(folder, device="tpu"), 'device is "tpu", but must be "cpu" or "cuda"'),
+        (lambda folder: settings(folder, device="tpu"), 'device is "tpu", but must be "cpu", "cuda" or "elsewhere"'),
         (lambda folder: settings(folder, context_length=0), "context_length is 0"),
         (lambda folder: settings(folder, vocab_size=-5), "vocab_size is -5"),
         (lambda folder: settings(folder, tokenizer_size=5000), "tokenizer_size is 5000, but must be 1 to vocab_size = 4096"),

@@ -52,7 +52,24 @@ type Graph struct {
 	Version   int    `json:"version"`
 	Opset     int    `json:"opset"`
 	Attention string `json:"attention"`
+	// MinPositions is the least length that rows are padded to: some kernels round otherwise below it. 0 is none.
+	MinPositions int `json:"min_positions"`
 }
+
+// Memory says how many bytes a run needs beside the weights, about: for each position, for each pair of positions of a row
+// (attention), and whatever its size. It bounds runs and decides no score.
+type Memory struct {
+	Position int64 `json:"position"`
+	Pair     int64 `json:"pair"`
+	Fixed    int64 `json:"fixed"`
+}
+
+// The devices that a prior can be exported for. DeviceElsewhere: the folder has no graph; scores are made by other means.
+const (
+	DeviceCPU       = "cpu"
+	DeviceCUDA      = "cuda"
+	DeviceElsewhere = "elsewhere"
+)
 
 // Prior is a prior folder, read and checked.
 type Prior struct {
@@ -69,14 +86,19 @@ type Prior struct {
 	BOS           BOS             `json:"bos"`
 	K             int             `json:"k"`
 	Graph         Graph           `json:"graph"`
+	Memory        Memory          `json:"memory"`
 	Files         map[string]File `json:"files"`
+	Reading       Reading         `json:"-"` // how it was opened, nothing left to default
 
 	fingerprint string
 }
 
-// Open reads dir/prior.json, checks that the small files are the ones that it names and that the large ones are whole
+// Open is OpenAs with the default reading.
+func Open(dir string) (*Prior, error) { return OpenAs(dir, Reading{}) }
+
+// OpenAs reads dir/prior.json, checks that the small files are the ones that it names and that the large ones are whole
 // (by size; VerifyModel reads them), and computes the fingerprint.
-func Open(dir string) (*Prior, error) {
+func OpenAs(dir string, reading Reading) (*Prior, error) {
 	raw, err := os.ReadFile(filepath.Join(dir, SettingsFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s is not a prior folder: it has no %s; make one with `toedit export MODEL -o DIR`", dir, SettingsFile)
@@ -108,6 +130,9 @@ func Open(dir string) (*Prior, error) {
 	if err := p.verify(TokenizerFile); err != nil {
 		return nil, err
 	}
+	if p.Reading, err = reading.resolve(p.ContextLength); err != nil {
+		return nil, fmt.Errorf("prior %s: %w", dir, err)
+	}
 	p.fingerprint = p.computeFingerprint()
 	return p, nil
 }
@@ -121,8 +146,8 @@ func (p *Prior) validate() error {
 		return field("format", p.Format, fmt.Sprint(Format))
 	case p.Graph.Version != GraphVersion:
 		return field("graph.version", p.Graph.Version, fmt.Sprint(GraphVersion))
-	case p.Device != "cpu" && p.Device != "cuda":
-		return field("device", fmt.Sprintf("%q", p.Device), `"cpu" or "cuda"`)
+	case p.Device != DeviceCPU && p.Device != DeviceCUDA && p.Device != DeviceElsewhere:
+		return field("device", fmt.Sprintf("%q", p.Device), `"cpu", "cuda" or "elsewhere"`)
 	case p.ContextLength < 2:
 		return field("context_length", p.ContextLength, "at least 2")
 	case p.VocabSize < 2 || p.VocabSize > 1<<31-1:
@@ -138,12 +163,22 @@ func (p *Prior) validate() error {
 	case p.BOS.ID != nil && int(*p.BOS.ID) >= p.VocabSize:
 		return field("bos.id", *p.BOS.ID, fmt.Sprintf("below vocab_size = %d", p.VocabSize))
 	}
+	if p.Graph.MinPositions < 0 || p.Graph.MinPositions > p.ContextLength {
+		return field("graph.min_positions", p.Graph.MinPositions, fmt.Sprintf("0 to context_length = %d", p.ContextLength))
+	}
+	if p.Memory.Position < 0 || p.Memory.Pair < 0 || p.Memory.Fixed < 0 {
+		return field("memory", p.Memory, "numbers of bytes")
+	}
 	for _, id := range p.SpecialIDs {
 		if int(id) >= p.VocabSize {
 			return field("special_ids", id, fmt.Sprintf("below vocab_size = %d", p.VocabSize))
 		}
 	}
-	for _, name := range []string{ModelFile, TokenizerFile} {
+	wanted := []string{ModelFile, TokenizerFile}
+	if p.Device == DeviceElsewhere {
+		wanted = wanted[1:]
+	}
+	for _, name := range wanted {
 		if _, ok := p.Files[name]; !ok {
 			return field("files", "without "+name, "a table with "+name)
 		}
@@ -198,35 +233,4 @@ func (p *Prior) ModelPath() string { return filepath.Join(p.Dir, ModelFile) }
 // Vocabulary is what the editor needs to know of the prior's ids.
 func (p *Prior) Vocabulary() editor.Vocabulary {
 	return editor.Vocabulary{ModelSize: p.VocabSize, TokenizerSize: p.TokenizerSize, Special: slices.Clone(p.SpecialIDs)}
-}
-
-// Fingerprint is 32 hex digits over everything that decides a score or an edit: the files' hashes (weights and
-// tokenizer), the graph's options, dtype, device, context length, vocabulary and the rule for the first token. Every
-// row of scores carries it.
-func (p *Prior) Fingerprint() string { return p.fingerprint }
-
-func (p *Prior) computeFingerprint() string {
-	var b strings.Builder
-	line := func(key string, value any) { fmt.Fprintf(&b, "%s=%v\n", key, value) }
-	line("format", p.Format)
-	line("graph.version", p.Graph.Version)
-	line("graph.opset", p.Graph.Opset)
-	line("graph.attention", p.Graph.Attention)
-	line("device", p.Device)
-	line("dtype", p.DType)
-	line("context_length", p.ContextLength)
-	line("vocab_size", p.VocabSize)
-	line("tokenizer_size", p.TokenizerSize)
-	special := slices.Clone(p.SpecialIDs)
-	slices.Sort(special)
-	line("special_ids", special)
-	line("bos.rule", p.BOS.Rule)
-	if p.BOS.ID != nil {
-		line("bos.id", *p.BOS.ID)
-	}
-	for _, name := range p.fileNames() {
-		line("file."+name, strings.ToLower(p.Files[name].SHA256))
-	}
-	sum := sha256.Sum256([]byte(b.String()))
-	return hex.EncodeToString(sum[:16])
 }

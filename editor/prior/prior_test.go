@@ -215,19 +215,20 @@ func TestFingerprint(t *testing.T) {
 	base := print(nil)
 	seen := map[string]string{base: "nothing"}
 	for name, change := range map[string]func(s map[string]any){
-		"graph.opset":     func(s map[string]any) { in(s, "graph")["opset"] = 24 },
-		"graph.attention": func(s map[string]any) { in(s, "graph")["attention"] = "com.microsoft.GroupQueryAttention" },
-		"device":          func(s map[string]any) { s["device"] = "cuda" },
-		"dtype":           func(s map[string]any) { s["dtype"] = "int8" },
-		"context_length":  func(s map[string]any) { s["context_length"] = 15 },
-		"vocab_size":      func(s map[string]any) { s["vocab_size"] = 13 },
-		"tokenizer_size":  func(s map[string]any) { s["tokenizer_size"] = 11 },
-		"special_ids":     func(s map[string]any) { s["special_ids"] = []int{0} },
-		"no special_ids":  func(s map[string]any) { delete(s, "special_ids") },
-		"bos.rule":        func(s map[string]any) { in(s, "bos")["rule"] = "never" },
-		"bos.id":          func(s map[string]any) { in(s, "bos")["id"] = 4 },
-		"no bos.id":       func(s map[string]any) { s["bos"] = map[string]any{"rule": "never", "id": nil} },
-		"model":           func(s map[string]any) { in(in(s, "files"), ModelFile)["sha256"] = sum("other") },
+		"graph.opset":         func(s map[string]any) { in(s, "graph")["opset"] = 24 },
+		"graph.attention":     func(s map[string]any) { in(s, "graph")["attention"] = "com.microsoft.GroupQueryAttention" },
+		"device":              func(s map[string]any) { s["device"] = "cuda" },
+		"dtype":               func(s map[string]any) { s["dtype"] = "int8" },
+		"context_length":      func(s map[string]any) { s["context_length"] = 15 },
+		"vocab_size":          func(s map[string]any) { s["vocab_size"] = 13 },
+		"tokenizer_size":      func(s map[string]any) { s["tokenizer_size"] = 11 },
+		"special_ids":         func(s map[string]any) { s["special_ids"] = []int{0} },
+		"no special_ids":      func(s map[string]any) { delete(s, "special_ids") },
+		"bos.rule":            func(s map[string]any) { in(s, "bos")["rule"] = "never" },
+		"bos.id":              func(s map[string]any) { in(s, "bos")["id"] = 4 },
+		"graph.min_positions": func(s map[string]any) { in(s, "graph")["min_positions"] = 8 },
+		"no bos.id":           func(s map[string]any) { s["bos"] = map[string]any{"rule": "never", "id": nil} },
+		"model":               func(s map[string]any) { in(in(s, "files"), ModelFile)["sha256"] = sum("other") },
 	} {
 		got := print(change)
 		assert.Empty(t, seen[got], "%s and %s have one fingerprint", name, seen[got])
@@ -243,6 +244,7 @@ func TestFingerprint(t *testing.T) {
 		"name":                    func(s map[string]any) { s["name"] = "another" },
 		"architecture":            func(s map[string]any) { s["architecture"] = "another" },
 		"k":                       func(s map[string]any) { s["k"] = 12 },
+		"memory":                  func(s map[string]any) { s["memory"] = map[string]any{"position": 5} },
 		"source":                  func(s map[string]any) { s["source"] = "another" },
 		"a field of later":        func(s map[string]any) { s["later"] = true },
 		"the order of specialids": func(s map[string]any) { s["special_ids"] = []int{3, 0} },
@@ -251,15 +253,83 @@ func TestFingerprint(t *testing.T) {
 	}
 }
 
-// Stored scores carry the fingerprint: what it is made of is a promise. This is the SHA-256 of a text that was written by
-// hand.
+// Stored scores carry the fingerprint: what it is made of is a promise. These are hashes of texts that were written by hand.
 func TestFingerprintIsPinned(t *testing.T) {
 	p, err := Open(folder(t, nil))
 	require.NoError(t, err)
-	text := "format=1\ngraph.version=1\ngraph.opset=23\ngraph.attention=Attention\ndevice=cpu\ndtype=fp32\ncontext_length=16\n" +
-		"vocab_size=12\ntokenizer_size=10\nspecial_ids=[0 3]\nbos.rule=always\nbos.id=3\n" +
-		"file.model.onnx=" + sum(modelText) + "\nfile.tokenizer.json=" + sum(tokenizerText) + "\n"
-	assert.Equal(t, sum(text)[:32], p.Fingerprint())
+	want := ""
+	for _, text := range []string{
+		"file.model.onnx=" + sum(modelText) + "\n",
+		"file.tokenizer.json=" + sum(tokenizerText) + "\nvocab_size=12\ntokenizer_size=10\nspecial_ids=[0 3]\n",
+		"format=1\ngraph.version=1\ngraph.opset=23\ngraph.attention=Attention\ngraph.min_positions=0\ndevice=cpu\ndtype=fp32\n",
+		"context_length=16\nbos.rule=always\nbos.id=3\nwindows=rolling\nmin_context=8\ncross_documents=false\n",
+	} {
+		want += sum(text)[:8]
+	}
+	assert.Equal(t, want, p.Fingerprint())
+}
+
+func TestDifferenceNamesTheParts(t *testing.T) {
+	base, err := Open(folder(t, nil))
+	require.NoError(t, err)
+	for want, change := range map[string]func(s map[string]any){
+		"":          nil,
+		"weights":   func(s map[string]any) { in(in(s, "files"), ModelFile)["sha256"] = sum("other") },
+		"tokenizer": func(s map[string]any) { s["special_ids"] = []int{0} },
+		"graph":     func(s map[string]any) { s["dtype"] = "int8" },
+		"reading":   func(s map[string]any) { in(s, "bos")["id"] = 4 },
+		"weights, tokenizer and graph": func(s map[string]any) {
+			in(in(s, "files"), ModelFile)["sha256"] = sum("other")
+			s["vocab_size"] = 13
+			s["device"] = "cuda"
+		},
+	} {
+		p, err := Open(folder(t, change))
+		require.NoError(t, err)
+		assert.Equal(t, want, Difference(base.Fingerprint(), p.Fingerprint()))
+	}
+	assert.Empty(t, Difference(base.Fingerprint(), "no fingerprint"))
+}
+
+// How documents are read is part of the fingerprint, and what is left out is the default.
+func TestReading(t *testing.T) {
+	dir := folder(t, nil)
+	base, err := Open(dir)
+	require.NoError(t, err)
+	assert.Equal(t, Reading{Windows: WindowsRolling, MinContext: 8}, base.Reading)
+	seen := map[string]Reading{base.Fingerprint(): base.Reading}
+	for _, r := range []Reading{{MinContext: 1}, {MinContext: 15}, {Windows: WindowsLMEval}, {Windows: WindowsOff}, {CrossDocuments: true}} {
+		p, err := OpenAs(dir, r)
+		require.NoError(t, err)
+		assert.Equal(t, "reading", Difference(base.Fingerprint(), p.Fingerprint()))
+		assert.NotContains(t, seen, p.Fingerprint(), "%v", r)
+		seen[p.Fingerprint()] = r
+	}
+	same, err := OpenAs(dir, Reading{Windows: WindowsRolling, MinContext: 8})
+	require.NoError(t, err)
+	assert.Equal(t, base.Fingerprint(), same.Fingerprint())
+	for text, r := range map[string]Reading{
+		"min_context is 16; with a context of 16 positions it must be 1 to 15": {MinContext: 16},
+		"min_context is -1": {MinContext: -1},
+		`min_context is 3, but belongs to windows="rolling" only`:        {Windows: WindowsOff, MinContext: 3},
+		`windows is "sliding"; it must be "rolling", "lm-eval" or "off"`: {Windows: "sliding"},
+	} {
+		_, err := OpenAs(dir, r)
+		assert.ErrorContains(t, err, text)
+	}
+}
+
+func TestParseReading(t *testing.T) {
+	r, err := ParseReading("")
+	require.NoError(t, err)
+	assert.Equal(t, Reading{}, r)
+	r, err = ParseReading(`{"windows": "rolling", "min_context": 3, "cross_documents": true}`)
+	require.NoError(t, err)
+	assert.Equal(t, Reading{WindowsRolling, 3, true}, r)
+	for _, text := range []string{`{"window": "off"}`, `[]`, `{} {}`, `{"min_context": 0.5}`} {
+		_, err := ParseReading(text)
+		assert.ErrorContains(t, err, "how to read documents is", text)
+	}
 }
 
 func TestSpecialIDsAreNeverNull(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"math"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,10 +21,11 @@ var ErrCancelled = errors.New("scoring was cancelled")
 // Job is one request on its way through the model. It runs on its own goroutines; the caller waits in slices (so that
 // Python can look for Ctrl-C between them), then takes the result, or cancels.
 type Job struct {
-	scorer  *Scorer
-	req     Request
-	layouts []layout
-	rows    []Row
+	scorer *Scorer
+	req    Request
+	pieces []piece
+	rows   []Row
+	kept   []topK // each piece's
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -36,6 +38,13 @@ type Job struct {
 	whole  bool                         // every run was stored
 }
 
+// topK is the stored top-k of one piece: positions in the row, and k ids and ln P for each.
+type topK struct {
+	pos  []int32
+	ids  []int32
+	logp []float32
+}
+
 // Start begins to score. The request's rows are read until the job is done.
 func (s *Scorer) Start(req Request) (*Job, error) {
 	if err := req.validate(s.prior); err != nil {
@@ -46,23 +55,34 @@ func (s *Scorer) Start(req Request) (*Job, error) {
 		s.mu.RUnlock()
 		return nil, ErrClosed
 	}
-	j := &Job{scorer: s, req: req, done: make(chan struct{}), active: map[*ort.RunOptions]struct{}{}}
-	j.ctx, j.cancel = context.WithCancel(context.Background())
-	j.layouts = make([]layout, len(req.Rows))
+	j := &Job{scorer: s, req: req, active: map[*ort.RunOptions]struct{}{}}
+	j.begin()
 	j.rows = make([]Row, len(req.Rows))
-	positions := make([]int, len(req.Rows))
 	for i, row := range req.Rows {
-		j.layouts[i] = layoutOf(s.prior, row)
-		positions[i] = j.layouts[i].positions
+		var starts []int32
+		if req.Starts != nil {
+			starts = req.Starts[i]
+		}
+		j.pieces = append(j.pieces, piecesOf(s.prior, i, row, starts)...)
 		logp := make([]float32, len(row))
 		for t := range logp {
 			logp[t] = unscored
 		}
 		j.rows[i].LogP = logp
 	}
-	runs, _ := planRuns(positions, s.prior.ContextLength)
+	j.kept = make([]topK, len(j.pieces))
+	positions := make([]int, len(j.pieces))
+	for i, p := range j.pieces {
+		positions[i] = p.positions()
+	}
+	runs, _ := s.shapes.plan(positions)
 	go j.loop(runs)
 	return j, nil
+}
+
+func (j *Job) begin() {
+	j.done = make(chan struct{})
+	j.ctx, j.cancel = context.WithCancel(context.Background())
 }
 
 // loop hands the runs to as many goroutines as the scorer has threads.
@@ -91,7 +111,30 @@ func (j *Job) loop(runs []run) {
 	}
 	close(next)
 	workers.Wait()
-	j.whole = j.ctx.Err() == nil
+	if j.whole = j.ctx.Err() == nil; j.whole {
+		j.assemble()
+	}
+}
+
+// assemble puts the pieces' stored top-k together, row by row, and counts what was not scored.
+func (j *Job) assemble() {
+	for i := 0; i < len(j.pieces); {
+		end := i + 1
+		for end < len(j.pieces) && j.pieces[end].row == j.pieces[i].row {
+			end++
+		}
+		row, kept := &j.rows[j.pieces[i].row], j.kept[i:end]
+		if len(kept) == 1 {
+			row.TopPos, row.TopIDs, row.TopLogP = kept[0].pos, kept[0].ids, kept[0].logp
+		} else {
+			for _, k := range kept {
+				row.TopPos = append(row.TopPos, k.pos...)
+				row.TopIDs = append(row.TopIDs, k.ids...)
+				row.TopLogP = append(row.TopLogP, k.logp...)
+			}
+		}
+		i = end
+	}
 	for i := range j.rows {
 		for _, lp := range j.rows[i].LogP {
 			if lp != lp {
@@ -110,7 +153,7 @@ func (j *Job) fail(err error) {
 	j.cancel()
 }
 
-// execute computes one run and stores its rows' scores.
+// execute computes one run and stores its pieces' scores. A run that there is no memory for is made in halves.
 func (j *Job) execute(r run) (err error) {
 	defer func() {
 		// A panic on this goroutine would end the process; it becomes the job's error, which the caller treats like any
@@ -125,18 +168,67 @@ func (j *Job) execute(r run) (err error) {
 	case <-j.ctx.Done():
 		return ErrCancelled
 	}
+	need := min(j.scorer.need(r.batch, r.length), j.scorer.limit)
+	if j.scorer.memory.Acquire(j.ctx, need) != nil {
+		return ErrCancelled
+	}
+	defer j.scorer.memory.Release(need)
+	return j.halving(r, func(r run) error {
+		return j.compute(r, func(t *tensors) error { return j.store(r, t) })
+	})
+}
+
+// halving makes a run by attempt, in halves where that runs out of memory.
+func (j *Job) halving(r run, attempt func(run) error) error {
+	err := attempt(r)
+	switch {
+	case err == nil:
+		j.scorer.runs.Add(1)
+		j.scorer.padded.Add(int64(r.batch * r.length))
+		return nil
+	case j.ctx.Err() != nil:
+		return ErrCancelled
+	case !outOfMemory(err):
+		return err
+	case r.batch == 1:
+		return fmt.Errorf("there is no memory for a single row of %d tokens: score shorter rows, use fewer threads or a prior with a shorter context (toedit export --max-length): %w", r.length, err)
+	}
+	j.scorer.halved.Add(1)
+	half := (r.batch + 1) / 2
+	for first := 0; first < len(r.pieces); first += half {
+		part := run{pieces: r.pieces[first:min(first+half, len(r.pieces))], length: r.length, batch: half}
+		if !j.scorer.shapes.fixed {
+			part.batch = len(part.pieces)
+		}
+		if err := j.halving(part, attempt); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// outOfMemory tells an error of an allocation from others: ONNX Runtime has no code for it.
+func outOfMemory(err error) bool {
+	text := strings.ToLower(err.Error())
+	for _, sign := range []string{"failed to allocate memory", "bad_alloc", "bad allocation", "out of memory", "alloc_failed"} {
+		if strings.Contains(text, sign) {
+			return true
+		}
+	}
+	return false
+}
+
+// compute makes one run and hands its outputs to use.
+func (j *Job) compute(r run, use func(*tensors) error) error {
 	t, err := j.newTensors(r)
 	if err != nil {
-		return fmt.Errorf("preparing a run of %d x %d tokens: %w", len(r.rows), r.length+1, err)
+		return fmt.Errorf("preparing a run of %d x %d tokens: %w", r.batch, r.length+1, err)
 	}
 	defer t.close()
-	if err := j.run(t); err != nil {
-		if j.ctx.Err() != nil {
-			return ErrCancelled
-		}
-		return fmt.Errorf("running %d x %d tokens: %w", len(r.rows), r.length+1, err)
+	if err := j.scorer.onThread(func() error { return j.run(t) }); err != nil {
+		return fmt.Errorf("running %d x %d tokens: %w", r.batch, r.length+1, err)
 	}
-	return j.store(r, t)
+	return use(t)
 }
 
 // run calls ONNX Runtime in a way that Cancel can interrupt.
@@ -160,41 +252,41 @@ func (j *Job) run(t *tensors) error {
 	return errors.Join(err, opts.Destroy())
 }
 
-// store copies a run's outputs to their rows.
+// store copies a run's outputs to their pieces' rows.
 func (j *Job) store(r run, t *tensors) error {
-	ids, logps, at, err := t.topK(len(r.rows), r.length, j.req.K)
+	ids, logps, at, err := t.topK(r.batch, r.length, j.req.K)
 	if err != nil {
 		return err
 	}
 	next, k := 0, j.req.K
-	for b, index := range r.rows {
-		l, row := j.layouts[index], &j.rows[index]
-		first := 0 // the row's token that the model's first output is about
-		if !l.prefix {
-			first = 1
+	// skip passes over what is stored before a flat position.
+	skip := func(limit int) int {
+		for next < len(at) && at[next] < int64(limit) {
+			next++
 		}
-		out := t.logp[b*r.length : b*r.length+l.positions]
+		return next
+	}
+	for b, index := range r.pieces {
+		p := j.pieces[index]
+		// What the window reads as context only was scored by the window before.
+		from, to := b*r.length+p.output(p.first), b*r.length+p.output(p.end)
+		out := t.logp[from:to]
 		for i, lp := range out {
 			if math.IsNaN(float64(lp)) || lp > 0 {
-				return fmt.Errorf("row %d: the prior gives ln P = %v at position %d; the model is damaged", index, lp, first+i)
+				return fmt.Errorf("row %d: the prior gives ln P = %v at position %d; the model is damaged", p.row, lp, p.base+p.first+i)
 			}
 		}
-		copy(row.LogP[first:], out)
-		begin := next
-		for next < len(at) && at[next] < int64(b*r.length+l.positions) {
-			next++
+		copy(j.rows[p.row].LogP[p.base+p.first:], out)
+		begin, end := skip(from), skip(to)
+		kept := &j.kept[index]
+		kept.pos = make([]int32, end-begin)
+		for i, flat := range at[begin:end] {
+			kept.pos[i] = int32(int(flat) - from + p.base + p.first)
 		}
-		row.TopPos = make([]int32, next-begin)
-		for i, flat := range at[begin:next] {
-			row.TopPos[i] = int32(int(flat)-b*r.length) + int32(first)
-		}
-		row.TopIDs = append([]int32(nil), ids[begin*k:next*k]...)
-		row.TopLogP = append([]float32(nil), logps[begin*k:next*k]...)
-		// What lies between the row's end and the next row is padding.
-		for next < len(at) && at[next] < int64((b+1)*r.length) {
-			next++
-		}
-		j.scored.Add(int64(l.positions))
+		kept.ids = append([]int32(nil), ids[begin*k:end*k]...)
+		kept.logp = append([]float32(nil), logps[begin*k:end*k]...)
+		j.scored.Add(int64(len(out)))
+		j.scorer.positions.Add(int64(p.positions()))
 	}
 	return nil
 }
@@ -277,15 +369,16 @@ func (j *Job) newTensors(r run) (t *tensors, err error) {
 		}
 	}()
 	width := r.length + 1
-	ids := make([]int64, len(r.rows)*width)
-	for b, index := range r.rows {
-		dst := ids[b*width : b*width+j.layouts[index].positions+1]
-		if j.layouts[index].prefix {
+	ids := make([]int64, r.batch*width)
+	for b, index := range r.pieces {
+		p := j.pieces[index]
+		dst := ids[b*width:][:p.positions()+1]
+		if p.prefix {
 			dst[0] = int64(*j.scorer.prior.BOS.ID)
 			dst = dst[1:]
 		}
-		for i := range dst {
-			dst[i] = int64(j.req.Rows[index][i])
+		for i, id := range j.req.Rows[p.row][p.base+p.start : p.base+p.end] {
+			dst[i] = int64(id)
 		}
 	}
 	low, high := []float32{1}, []float32{0} // the empty range: ln P is never positive
@@ -295,14 +388,14 @@ func (j *Job) newTensors(r run) (t *tensors, err error) {
 			low, high = append(low, k.Low), append(high, k.High)
 		}
 	}
-	t.logp = make([]float32, len(r.rows)*r.length)
+	t.logp = make([]float32, r.batch*r.length)
 	ranges := int64(len(low))
 	if err = errors.Join(
-		addTensor(t, &t.inputs, ids, int64(len(r.rows)), int64(width)),
+		addTensor(t, &t.inputs, ids, int64(r.batch), int64(width)),
 		addTensor(t, &t.inputs, []int64{int64(j.req.K)}, 1),
 		addTensor(t, &t.inputs, low, ranges),
 		addTensor(t, &t.inputs, high, ranges),
-		addTensor(t, &t.outputs, t.logp, int64(len(r.rows)), int64(r.length)),
+		addTensor(t, &t.outputs, t.logp, int64(r.batch), int64(r.length)),
 	); err != nil {
 		return nil, err
 	}

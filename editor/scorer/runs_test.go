@@ -1,104 +1,120 @@
 package scorer
 
 import (
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"toedit/editor/prior"
 )
+
+// noLimit are the shapes of a CPU without a bound on memory.
+func noLimit(context int) *shapes {
+	return &shapes{context: context, memory: math.MaxInt64, need: func(rows, length int) int64 { return int64(rows * length) }}
+}
 
 func TestPlanRuns(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	for range 300 {
-		context := []int{2, 7, 8, 100, 512, 1024, 4096}[r.IntN(7)]
+	for range 600 {
+		s := noLimit([]int{2, 7, 8, 100, 512, 1024, 4096}[r.IntN(7)])
+		s.least = min([]int{0, 0, 72}[r.IntN(3)], s.context)
+		s.fixed = r.IntN(3) == 0
+		if r.IntN(3) == 0 {
+			s.memory = int64(1 + r.IntN(2*s.context))
+		}
+		budget := tokenBudget
+		if s.fixed {
+			budget = cudaBudget
+		}
 		positions := make([]int, r.IntN(200))
 		for i := range positions {
-			positions[i] = r.IntN(min(context, 1+r.IntN(context)) + 1)
+			positions[i] = 1 + r.IntN(min(s.context, 1+r.IntN(s.context)))
 		}
-		runs, padded := planRuns(positions, context)
-		var rows []int
-		total, last := 0, context
+		runs, padded := s.plan(positions)
+		var pieces []int
+		total, last := 0, s.context
+		batches := map[int]int{}
 		for _, run := range runs {
-			require.NotEmpty(t, run.rows)
+			require.NotEmpty(t, run.pieces)
 			longest := 0
-			for _, i := range run.rows {
-				require.Positive(t, positions[i], "rows without positions are left out")
+			for _, i := range run.pieces {
 				longest = max(longest, positions[i])
+				if s.fixed {
+					require.Equal(t, run.length, s.length(positions[i]), "the shape follows from the piece alone")
+				}
 			}
+			require.Equal(t, run.length, s.length(longest))
 			require.GreaterOrEqual(t, run.length, longest)
-			require.Less(t, run.length-longest, lengthMultiple, "no longer than needed")
-			require.LessOrEqual(t, run.length, context)
-			require.True(t, run.length%lengthMultiple == 0 || run.length == context)
-			require.True(t, len(run.rows) == 1 || len(run.rows)*run.length <= tokenBudget)
+			require.LessOrEqual(t, run.length, s.context)
+			require.GreaterOrEqual(t, run.length, s.least)
+			require.GreaterOrEqual(t, run.batch, len(run.pieces))
+			require.True(t, run.batch == 1 || run.batch*run.length <= min(budget, int(min(s.memory, math.MaxInt32))))
+			if s.fixed {
+				if known, ok := batches[run.length]; ok {
+					require.Equal(t, known, run.batch, "one shape for a length")
+				}
+				batches[run.length] = run.batch
+			} else {
+				require.Equal(t, len(run.pieces), run.batch)
+				require.Less(t, run.length-max(longest, s.least), lengthMultiple, "no longer than needed")
+			}
 			require.LessOrEqual(t, run.length, last, "longest first")
 			last = run.length
-			rows = append(rows, run.rows...)
-			total += len(run.rows) * run.length
+			pieces = append(pieces, run.pieces...)
+			total += run.batch * run.length
 		}
 		require.Equal(t, total, padded)
-		slices.Sort(rows)
-		var want []int
-		for i, n := range positions {
-			if n > 0 {
-				want = append(want, i)
-			}
+		slices.Sort(pieces)
+		require.Len(t, pieces, len(positions))
+		for i, piece := range pieces {
+			require.Equal(t, i, piece, "every piece once")
 		}
-		require.Equal(t, want, rows, "every row once")
 	}
 }
 
 // Equal lengths keep their order, and runs are filled: as few as the budget allows.
 func TestPlanRunsFillsRuns(t *testing.T) {
-	runs, padded := planRuns(slices.Repeat([]int{100}, 50), 512)
+	runs, padded := noLimit(512).plan(slices.Repeat([]int{100}, 50))
 	perRun := tokenBudget / 104
 	require.Len(t, runs, (50+perRun-1)/perRun)
 	next := 0
 	for _, run := range runs {
 		assert.Equal(t, 104, run.length)
-		for _, i := range run.rows {
+		for _, i := range run.pieces {
 			assert.Equal(t, next, i)
 			next++
 		}
 	}
 	assert.Equal(t, 50*104, padded)
-	runs, padded = planRuns(nil, 512)
+	runs, padded = noLimit(512).plan(nil)
 	assert.Empty(t, runs)
 	assert.Zero(t, padded)
-	runs, _ = planRuns([]int{0, 0}, 512)
-	assert.Empty(t, runs)
-	runs, _ = planRuns([]int{4000, 1}, 4096)
-	assert.Equal(t, []run{{[]int{0}, 4000}, {[]int{1}, 8}}, runs, "a row above the budget runs alone")
+	runs, _ = noLimit(4096).plan([]int{4000, 1})
+	assert.Equal(t, []run{{[]int{0}, 4000, 1}, {[]int{1}, 8, 1}}, runs, "a row above the budget runs alone")
 }
 
-func TestLayoutOf(t *testing.T) {
-	id := uint32(7)
-	for _, c := range []struct {
-		rule string
-		row  []uint32
-		want layout
-	}{
-		{"always", nil, layout{}},
-		{"always", []uint32{1}, layout{prefix: true, positions: 1}},
-		{"always", []uint32{7}, layout{}},
-		{"always", []uint32{1, 7}, layout{prefix: true, positions: 2}},
-		{"always", []uint32{7, 1}, layout{positions: 1}},
-		{"always", []uint32{1, 2, 3, 4, 5}, layout{prefix: true, positions: 5}},
-		{"always", []uint32{1, 2, 3, 4, 5, 6}, layout{prefix: true, positions: 5}},
-		{"always", []uint32{7, 2, 3, 4, 5, 6}, layout{positions: 5}},
-		{"always", []uint32{7, 2, 3, 4, 5, 6, 8}, layout{positions: 5}},
-		{"never", nil, layout{}},
-		{"never", []uint32{1}, layout{}},
-		{"never", []uint32{1, 2}, layout{positions: 1}},
-		{"never", []uint32{7, 2}, layout{positions: 1}},
-		{"never", []uint32{1, 2, 3, 4, 5, 6}, layout{positions: 5}},
-		{"never", []uint32{1, 2, 3, 4, 5, 6, 7}, layout{positions: 5}},
-	} {
-		p := &prior.Prior{ContextLength: 5, BOS: prior.BOS{Rule: c.rule, ID: &id}}
-		assert.Equal(t, c.want, layoutOf(p, c.row), "%s %v", c.rule, c.row)
+// A bound on memory makes runs of fewer rows, down to one.
+func TestPlanRunsWithinMemory(t *testing.T) {
+	s := noLimit(512)
+	s.memory = 250
+	runs, _ := s.plan(slices.Repeat([]int{100}, 10))
+	require.Len(t, runs, 5)
+	assert.Len(t, runs[0].pieces, 2)
+	s.memory = 1
+	runs, _ = s.plan(slices.Repeat([]int{100}, 10))
+	assert.Len(t, runs, 10)
+}
+
+// On a card lengths are doubled from bucket to bucket, up to the context, whatever that is.
+func TestBucketsOfACard(t *testing.T) {
+	s := noLimit(1000)
+	s.fixed = true
+	for positions, want := range map[int]int{1: 64, 64: 64, 65: 128, 129: 256, 512: 512, 513: 1000, 1000: 1000} {
+		assert.Equal(t, want, s.length(positions))
 	}
-	assert.Equal(t, layout{positions: 1}, layoutOf(&prior.Prior{ContextLength: 5, BOS: prior.BOS{Rule: "never"}}, []uint32{0, 0}))
+	assert.Equal(t, cudaBudget/128, s.rows(128))
+	s.context = 40
+	assert.Equal(t, 40, s.length(3))
 }

@@ -8,8 +8,10 @@ import (
 	"math"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	ort "github.com/yalue/onnxruntime_go"
+	"golang.org/x/sync/semaphore"
 
 	"toedit/editor/prior"
 )
@@ -17,19 +19,39 @@ import (
 // Options for Open.
 type Options struct {
 	Library string // path of libonnxruntime
-	Threads int    // runs that are computed at the same time, one core each; at least 1
+	Threads int    // runs that are computed at the same time, one core each; at least 1. A card computes one at a time
+	Device  string // "cpu", "cuda" or "cuda:N"; "" is the one that the prior was exported for
+	// MemoryLimit bounds what runs take beside the weights, in bytes, about; 0 is no bound. Runs have fewer rows, and wait
+	// for each other; a run of a single row is made whatever it takes.
+	MemoryLimit int64
+}
+
+// Stats is what a scorer has done so far.
+type Stats struct {
+	Runs      int64 `json:"runs"`
+	Positions int64 `json:"positions"` // that were read for a row
+	Padded    int64 `json:"padded"`    // that were computed: these and the padding
+	Halved    int64 `json:"halved"`    // runs that were cut in two because there was no memory for them
 }
 
 // ErrClosed is returned for work on a scorer that was closed.
 var ErrClosed = errors.New("the prior is closed; open it again with toedit.Prior(path)")
 
-// Scorer is a prior opened for scoring. Threads runs go through the session at a time, each computed by one thread:
-// for the many small matrix products of a batch that beats threads inside one run, and the results cannot depend on it.
+// Scorer is a prior opened for scoring. On the CPU, Threads runs go through the session at a time, each computed by one
+// thread: for the many small matrix products of a batch that beats threads inside one run, and the results cannot depend
+// on it. Jobs of several callers share the threads.
 type Scorer struct {
 	prior   *prior.Prior
-	slots   chan struct{} // one token for each run that may be in flight
-	mu      sync.RWMutex  // held for reading by running jobs, for writing by Close
+	device  device
+	shapes  shapes
+	slots   chan struct{}       // one token for each run that may be in flight
+	memory  *semaphore.Weighted // bytes that they may take together
+	limit   int64
+	mu      sync.RWMutex // held for reading by running jobs, for writing by Close
 	session *ort.DynamicAdvancedSession
+	thread  *thread // where runs are made, for a card
+
+	runs, positions, padded, halved atomic.Int64
 }
 
 // Open loads the prior's model, after checking that its files are the ones that the fingerprint names.
@@ -37,8 +59,12 @@ func Open(p *prior.Prior, opt Options) (*Scorer, error) {
 	if opt.Threads < 1 {
 		return nil, fmt.Errorf("threads is %d, but must be at least 1", opt.Threads)
 	}
-	if p.Device != "cpu" {
-		return nil, fmt.Errorf("prior %s was exported for %s and this is the CPU; export it again with --dtype fp32 or int8", p.Dir, p.Device)
+	if opt.MemoryLimit < 0 {
+		return nil, fmt.Errorf("memory_limit is %d bytes, but must be positive, or 0 for none", opt.MemoryLimit)
+	}
+	d, err := deviceOf(p, opt.Device)
+	if err != nil {
+		return nil, err
 	}
 	if err := p.VerifyModel(); err != nil {
 		return nil, err
@@ -46,14 +72,49 @@ func Open(p *prior.Prior, opt Options) (*Scorer, error) {
 	if err := openRuntime(opt.Library); err != nil {
 		return nil, err
 	}
-	session, err := openSession(p)
+	s := &Scorer{prior: p, device: d, limit: opt.MemoryLimit}
+	if s.limit == 0 {
+		s.limit = math.MaxInt64
+	}
+	threads := opt.Threads
+	if d.cuda {
+		threads, s.thread = 1, newThread()
+	}
+	s.slots, s.memory = make(chan struct{}, threads), semaphore.NewWeighted(s.limit)
+	s.shapes = shapes{context: p.ContextLength, least: p.Graph.MinPositions, fixed: d.cuda,
+		memory: s.limit / int64(threads), need: s.need}
+	err = s.onThread(func() (err error) {
+		s.session, err = openSession(p, d)
+		return err
+	})
 	if err != nil {
+		s.thread.close()
+		var missing *ErrRuntime
+		if errors.As(err, &missing) {
+			return nil, err
+		}
 		return nil, fmt.Errorf("prior %s: ONNX Runtime %s cannot open %s: %w", p.Dir, ort.GetVersion(), prior.ModelFile, err)
 	}
-	return &Scorer{prior: p, slots: make(chan struct{}, opt.Threads), session: session}, nil
+	if d.cuda {
+		if err := s.warm(); err != nil {
+			return nil, errors.Join(fmt.Errorf("prior %s: the first runs on %s failed: %w", p.Dir, d, err), s.Close())
+		}
+	}
+	return s, nil
 }
 
-func openSession(p *prior.Prior) (*ort.DynamicAdvancedSession, error) {
+// need is about how many bytes a run takes beside the weights.
+func (s *Scorer) need(rows, length int) int64 {
+	m := s.prior.Memory
+	if m.Position == 0 {
+		// An export of before: its logits and their softmax, and something for the layers.
+		m.Position = 8*int64(s.prior.VocabSize) + 1<<16
+	}
+	r, l := int64(rows), int64(length)
+	return m.Fixed + r*l*m.Position + r*l*l*m.Pair
+}
+
+func openSession(p *prior.Prior, d device) (*ort.DynamicAdvancedSession, error) {
 	so, err := ort.NewSessionOptions()
 	if err != nil {
 		return nil, err
@@ -70,6 +131,11 @@ func openSession(p *prior.Prior) (*ort.DynamicAdvancedSession, error) {
 	if err != nil {
 		return nil, err
 	}
+	if d.cuda {
+		if err := d.append(so); err != nil {
+			return nil, err
+		}
+	}
 	return ort.NewDynamicAdvancedSession(p.ModelPath(), graphInputs, graphOutputs, so)
 }
 
@@ -82,6 +148,11 @@ var (
 // Threads is the number of runs that may be in flight at a time.
 func (s *Scorer) Threads() int { return cap(s.slots) }
 
+// Stats is what the scorer has done so far.
+func (s *Scorer) Stats() Stats {
+	return Stats{Runs: s.runs.Load(), Positions: s.positions.Load(), Padded: s.padded.Load(), Halved: s.halved.Load()}
+}
+
 // Close frees the session once no job is running. Closing twice is harmless.
 func (s *Scorer) Close() error {
 	s.mu.Lock()
@@ -89,9 +160,18 @@ func (s *Scorer) Close() error {
 	if s.session == nil {
 		return nil
 	}
-	err := s.session.Destroy()
-	s.session = nil
+	err := s.onThread(s.session.Destroy)
+	s.thread.close()
+	s.session, s.thread = nil, nil
 	return err
+}
+
+// onThread makes a call where the session's calls are made.
+func (s *Scorer) onThread(call func() error) error {
+	if s.thread == nil {
+		return call()
+	}
+	return s.thread.do(call)
 }
 
 // Range is a closed interval of ln P, in float32.
@@ -100,8 +180,11 @@ type Range struct{ Low, High float32 }
 // Request is what a job scores.
 type Request struct {
 	Rows [][]uint32 // real tokens only; ids below the vocabulary size
-	K    int        // size of each stored top-k, 1 to the prior's K
-	Keep []Range    // positions whose top-k is stored; none keeps nothing
+	// Starts are, for each row, where documents begin behind its first one, ascending and inside the row. nil: every row is
+	// one document.
+	Starts [][]int32
+	K      int     // size of each stored top-k, 1 to the prior's K
+	Keep   []Range // positions whose top-k is stored; none keeps nothing
 }
 
 func (r *Request) validate(p *prior.Prior) error {
@@ -116,6 +199,15 @@ func (r *Request) validate(p *prior.Prior) error {
 			}
 		}
 	}
+	for i, starts := range r.Starts {
+		last := int32(0)
+		for _, start := range starts {
+			if start <= last || int(start) >= len(r.Rows[i]) {
+				return fmt.Errorf("row %d: a document begins at %d; documents must begin one behind the other, inside the row's %d tokens", i, start, len(r.Rows[i]))
+			}
+			last = start
+		}
+	}
 	return nil
 }
 
@@ -126,24 +218,6 @@ type Row struct {
 	TopPos   []int32   // positions whose top-k is stored, ascending
 	TopIDs   []int32   // k for each of them, most probable first
 	TopLogP  []float32 // their ln P, float16 values
-}
-
-// layout is how a row goes into the model.
-type layout struct {
-	prefix    bool // the BOS id is put in front
-	positions int  // positions that the model reads: its inputs without the last token
-}
-
-// layoutOf decides from the row alone, so that a row's scores never depend on its batch. Tokens that do not fit the
-// context stay unscored.
-func layoutOf(p *prior.Prior, row []uint32) layout {
-	l := layout{prefix: p.BOS.Rule == "always" && len(row) > 0 && row[0] != *p.BOS.ID}
-	inputs := len(row)
-	if l.prefix {
-		inputs++
-	}
-	l.positions = min(max(inputs-1, 0), p.ContextLength)
-	return l
 }
 
 var unscored = float32(math.NaN())

@@ -3,6 +3,7 @@ package scorer
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	ort "github.com/yalue/onnxruntime_go"
 
 	"toedit/editor/prior"
 	"toedit/editor/scorer/scorertest"
@@ -27,10 +29,15 @@ var everything = []Range{{Low: float32(math.Inf(-1)), High: 0}}
 
 func open(t *testing.T, folder string, threads int) *Scorer {
 	t.Helper()
-	library := scorertest.Library(t)
-	p, err := prior.Open(folder)
+	return openAs(t, folder, prior.Reading{}, Options{Threads: threads})
+}
+
+func openAs(t *testing.T, folder string, reading prior.Reading, options Options) *Scorer {
+	t.Helper()
+	options.Library = scorertest.Library(t)
+	p, err := prior.OpenAs(folder, reading)
 	require.NoError(t, err)
-	s, err := Open(p, Options{Library: library, Threads: threads})
+	s, err := Open(p, options)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, s.Close()) })
 	return s
@@ -229,10 +236,11 @@ func TestKeep(t *testing.T) {
 	}
 }
 
-// What lies beyond the context stays unscored; what lies within it is scored as if nothing came after.
-func TestRowsLongerThanTheContext(t *testing.T) {
+// Without windows, what lies beyond the context stays unscored; what lies within it is scored as if nothing came after.
+func TestRowsLongerThanTheContextWithoutWindows(t *testing.T) {
 	const context = 32
-	s := open(t, scorertest.ChangedPrior(t, func(s map[string]any) { s["context_length"] = context }), 1)
+	s := openAs(t, scorertest.ChangedPrior(t, func(s map[string]any) { s["context_length"] = context }),
+		prior.Reading{Windows: prior.WindowsOff}, Options{Threads: 1})
 	long := someRows(6, 70)[0]
 	begun := append([]uint32{0}, long...)
 	got := score(t, s, Request{Rows: [][]uint32{long, long[:context], long[:context+1], begun}, K: 2, Keep: everything})
@@ -252,6 +260,123 @@ func TestRowsLongerThanTheContext(t *testing.T) {
 	assert.EqualValues(t, 0, got[0].TopPos[0])
 	assert.EqualValues(t, 1, got[3].TopPos[0])
 	assert.Len(t, got[3].TopPos, context)
+}
+
+// Each token of a long row has the score that its window alone gives it.
+func TestRollingWindows(t *testing.T) {
+	const context, least = 32, 9
+	folder := scorertest.ChangedPrior(t, func(s map[string]any) { s["context_length"] = context })
+	s := openAs(t, folder, prior.Reading{MinContext: least}, Options{Threads: 2})
+	long := someRows(6, 107)[0]
+	got := score(t, s, Request{Rows: [][]uint32{long, someRows(8, 40)[0]}, K: 2, Keep: everything})[0]
+	assert.Zero(t, got.Unscored)
+	require.Len(t, got.TopPos, len(long))
+	windows := windowsOf(s.prior, long)
+	require.Len(t, windows, 5)
+	for _, w := range windows {
+		alone := score(t, s, Request{Rows: [][]uint32{long[w.start:w.end]}, K: 2, Keep: everything})[0]
+		assert.Equal(t, alone.LogP[w.first-w.start:], got.LogP[w.first:w.end])
+		assert.Equal(t, alone.TopIDs[2*(w.first-w.start):], got.TopIDs[2*w.first:2*w.end])
+		assert.Equal(t, alone.TopLogP[2*(w.first-w.start):], got.TopLogP[2*w.first:2*w.end])
+	}
+	for i, pos := range got.TopPos {
+		require.EqualValues(t, i, pos)
+	}
+}
+
+// The documents of a packed row have the scores that they have alone; only with CrossDocuments do they see each other.
+func TestPackedRows(t *testing.T) {
+	const context = 32
+	folder := scorertest.ChangedPrior(t, func(s map[string]any) { s["context_length"] = context })
+	docs := someRows(9, 20, 1, 50, 7)
+	var packed []uint32
+	var starts []int32
+	for i, doc := range docs {
+		if i > 0 {
+			starts = append(starts, int32(len(packed)))
+		}
+		packed = append(packed, doc...)
+	}
+	req := Request{Rows: [][]uint32{packed, docs[0]}, Starts: [][]int32{starts, nil}, K: 2, Keep: everything}
+	s := open(t, folder, 2)
+	got, alone := score(t, s, req)[0], score(t, s, Request{Rows: docs, K: 2, Keep: everything})
+	at := 0
+	for i, doc := range docs {
+		assert.Equal(t, alone[i].LogP, got.LogP[at:at+len(doc)])
+		assert.Equal(t, alone[i].TopIDs, got.TopIDs[2*at:2*(at+len(doc))])
+		at += len(doc)
+	}
+	cross := openAs(t, folder, prior.Reading{CrossDocuments: true}, Options{Threads: 1})
+	whole := score(t, cross, Request{Rows: [][]uint32{packed}, K: 2, Keep: everything})[0]
+	requireSame(t, whole, score(t, cross, req)[0], "one document")
+	assert.NotEqual(t, got.LogP, whole.LogP)
+	for text, starts := range map[string][]int32{"a document begins at 0": {0}, "begins at 78": {78}, "begins at 3;": {5, 3}} {
+		_, err := s.Start(Request{Rows: [][]uint32{packed}, Starts: [][]int32{starts}, K: 1})
+		assert.ErrorContains(t, err, text)
+	}
+}
+
+// A bound on memory changes how rows are run, and no score; the shapes of a card neither, on the CPU.
+func TestOtherShapesSameScores(t *testing.T) {
+	rows := someRows(12, 100, 90, 33, 60, 5, 70, 100, 12)
+	req := Request{Rows: rows, K: 3, Keep: everything}
+	free := bundled(t, 2)
+	want := score(t, free, req)
+	assert.Zero(t, free.Stats().Halved)
+	bound := openAs(t, scorertest.BundledPrior(t), prior.Reading{}, Options{Threads: 2, MemoryLimit: 1})
+	least := bundled(t, 1)
+	least.shapes.least = 72
+	card := bundled(t, 1)
+	card.shapes.fixed, card.thread = true, newThread()
+	require.NoError(t, card.warm())
+	for name, s := range map[string]*Scorer{"memory": bound, "least": least, "card": card} {
+		got := score(t, s, req)
+		for i := range rows {
+			requireSame(t, want[i], got[i], name)
+		}
+	}
+	assert.EqualValues(t, len(rows), bound.Stats().Runs, "one row at a time")
+	assert.Less(t, free.Stats().Runs, bound.Stats().Runs)
+	assert.Equal(t, free.Stats().Positions, bound.Stats().Positions)
+	assert.GreaterOrEqual(t, free.Stats().Padded, free.Stats().Positions)
+	assert.EqualValues(t, 2*cudaBudget, card.Stats().Padded, "two buckets, filled up")
+}
+
+// Runs that there is no memory for are made in halves; the scores are the same.
+func TestOutOfMemory(t *testing.T) {
+	rows := someRows(13, 40, 40, 40, 40, 40)
+	s := bundled(t, 1)
+	want := score(t, s, Request{Rows: rows, K: 3, Keep: everything})
+	j := &Job{scorer: s, req: Request{Rows: rows, K: 3, Keep: everything}, active: map[*ort.RunOptions]struct{}{}}
+	j.begin()
+	r := run{length: 40}
+	for i, row := range rows {
+		j.pieces = append(j.pieces, piecesOf(s.prior, i, row, nil)...)
+		logp := make([]float32, len(row))
+		j.rows = append(j.rows, Row{LogP: logp})
+		r.pieces = append(r.pieces, i)
+	}
+	r.batch, j.kept = len(rows), make([]topK, len(rows))
+	// As if three rows were too many at once.
+	var batches []int
+	exhausted := func(r run) error {
+		batches = append(batches, r.batch)
+		if r.batch > 2 {
+			return errors.New("Failed to allocate memory for requested buffer of size 1")
+		}
+		return j.compute(r, func(t *tensors) error { return j.store(r, t) })
+	}
+	require.NoError(t, j.halving(r, exhausted))
+	assert.Equal(t, []int{5, 3, 2, 1, 2}, batches)
+	assert.EqualValues(t, 2, s.Stats().Halved)
+	j.assemble()
+	for i := range rows {
+		requireSame(t, want[i], j.rows[i], "halved")
+	}
+	err := j.halving(run{pieces: []int{0}, length: 40, batch: 1}, func(run) error { return errors.New("std::bad_alloc") })
+	assert.ErrorContains(t, err, "no memory for a single row of 40 tokens")
+	other := errors.New("another error")
+	assert.Equal(t, other, j.halving(r, func(run) error { return other }))
 }
 
 func TestBOSRules(t *testing.T) {
@@ -313,7 +438,23 @@ func TestOpenRefuses(t *testing.T) {
 	bundledPrior := scorertest.BundledPrior(t)
 	assert.ErrorContains(t, openWith(bundledPrior, Options{Library: library}), "threads is 0")
 	cuda := scorertest.ChangedPrior(t, func(s map[string]any) { s["device"] = "cuda" })
-	assert.ErrorContains(t, openWith(cuda, Options{Library: library, Threads: 1}), "exported for cuda")
+	assert.ErrorContains(t, openWith(cuda, Options{Library: library, Threads: 1, Device: "cpu"}), "cannot run on the CPU; export it again with --dtype fp32 or int8")
+	// The library of the package for CPUs has no provider for cards: that is an error, never a run on the CPU.
+	var lacking *ErrRuntime
+	err := openWith(cuda, Options{Library: library, Threads: 1, Device: "cuda:1"})
+	require.ErrorAs(t, err, &lacking)
+	assert.ErrorContains(t, err, "ONNX Runtime cannot use cuda:1")
+	assert.ErrorContains(t, err, "pip install 'toedit[cuda]'")
+	for device, text := range map[string]string{
+		"cuda":   "was exported for the CPU (int8) and cannot run on cuda; export it again with --dtype bf16 or fp16",
+		"cuda:1": "cannot run on cuda:1",
+		"cuda:x": `device is "cuda:x"`, "cuda:-1": `device is "cuda:-1"`, "gpu": `device is "gpu", but must be "cpu", "cuda" or "cuda:N"`, "cpu:0": `device is "cpu:0"`,
+	} {
+		assert.ErrorContains(t, openWith(bundledPrior, Options{Library: library, Threads: 1, Device: device}), text)
+	}
+	assert.ErrorContains(t, openWith(bundledPrior, Options{Library: library, Threads: 1, MemoryLimit: -1}), "memory_limit is -1")
+	elsewhere := scorertest.ChangedPrior(t, func(s map[string]any) { s["device"] = "elsewhere" })
+	assert.ErrorContains(t, openWith(elsewhere, Options{Library: library, Threads: 1}), "has no graph")
 	wrong := scorertest.ChangedPrior(t, func(s map[string]any) { file(s, "model.onnx")["sha256"] = strings.Repeat("0", 64) })
 	assert.ErrorContains(t, openWith(wrong, Options{Library: library, Threads: 1}), "model.onnx has SHA-256")
 
@@ -326,7 +467,7 @@ func TestOpenRefuses(t *testing.T) {
 	})
 	require.NoError(t, os.Remove(filepath.Join(broken, "model.onnx")))
 	require.NoError(t, os.Rename(garbage, filepath.Join(broken, "model.onnx")))
-	err := openWith(broken, Options{Library: library, Threads: 1})
+	err = openWith(broken, Options{Library: library, Threads: 1})
 	assert.ErrorContains(t, err, "cannot open model.onnx")
 	assert.ErrorContains(t, err, broken)
 	assert.NoError(t, openWith(bundledPrior, Options{Library: library, Threads: 1}), "after all that")
@@ -516,7 +657,7 @@ func TestPanicInAJob(t *testing.T) {
 	j, err := s.Start(Request{Rows: someRows(15, 3), K: 1})
 	require.NoError(t, err)
 	<-j.done
-	err = j.execute(run{rows: []int{99}, length: 8})
+	err = j.execute(run{pieces: []int{99}, length: 8, batch: 1})
 	var panicked *PanicError
 	require.ErrorAs(t, err, &panicked)
 	assert.Contains(t, err.Error(), "index out of range")

@@ -210,7 +210,7 @@ static const char POLICY[] =
 
 static uint64_t open_prior(void) {
   uint64_t prior = 0;
-  EXPECT(TOEDIT_OK, "", toedit_prior_open(folder, &prior, &error));
+  EXPECT(TOEDIT_OK, "", toedit_prior_open(folder, NULL, &prior, &error));
   CHECK(prior != 0);
   return prior;
 }
@@ -286,13 +286,13 @@ static void test_errors(void) {
   uint64_t prior = open_prior(), editor = open_editor(prior), handle = 7;
   toedit_free(NULL);
 
-  EXPECT(TOEDIT_PRIOR, "empty", toedit_prior_open(NULL, &handle, &error));
+  EXPECT(TOEDIT_PRIOR, "empty", toedit_prior_open(NULL, NULL, &handle, &error));
   CHECK(handle == 0);
   handle = 7;
-  EXPECT(TOEDIT_PRIOR, "prior.json", toedit_prior_open("/nonexistent", &handle, &error));
+  EXPECT(TOEDIT_PRIOR, "prior.json", toedit_prior_open("/nonexistent", NULL, &handle, &error));
   CHECK(handle == 0);
-  EXPECT(TOEDIT_INPUT, "null", toedit_prior_open(folder, NULL, &error));
-  CHECK(toedit_prior_open(NULL, NULL, NULL) == TOEDIT_PRIOR);
+  EXPECT(TOEDIT_INPUT, "null", toedit_prior_open(folder, NULL, NULL, &error));
+  CHECK(toedit_prior_open(NULL, NULL, NULL, NULL) == TOEDIT_PRIOR);
 
   handle = 7;
   EXPECT(TOEDIT_INPUT, "threshold", toedit_editor_open(prior, "{}", &handle, &error));
@@ -301,9 +301,9 @@ static void test_errors(void) {
   EXPECT(TOEDIT_CLOSED, "an editor, not a prior", toedit_editor_open(editor, POLICY, &handle, &error));
   EXPECT(TOEDIT_CLOSED, "never opened", toedit_editor_open(0, POLICY, &handle, &error));
   EXPECT(TOEDIT_INPUT, "null", toedit_editor_open(prior, POLICY, NULL, &error));
-  EXPECT(TOEDIT_INPUT, "threads", toedit_scorer_open(prior, "/nonexistent", 0, &handle, &error));
-  EXPECT(TOEDIT_RUNTIME, "empty", toedit_scorer_open(prior, NULL, 1, &handle, &error));
-  EXPECT(TOEDIT_RUNTIME, "/nonexistent", toedit_scorer_open(prior, "/nonexistent", 1, &handle, &error));
+  EXPECT(TOEDIT_INPUT, "threads", toedit_scorer_open(prior, "/nonexistent", "{\"threads\": 0}", &handle, &error));
+  EXPECT(TOEDIT_RUNTIME, "empty", toedit_scorer_open(prior, NULL, "{\"threads\": 1}", &handle, &error));
+  EXPECT(TOEDIT_RUNTIME, "/nonexistent", toedit_scorer_open(prior, "/nonexistent", "{\"threads\": 1}", &handle, &error));
   EXPECT(TOEDIT_CLOSED, "closed", toedit_close(1, &error));
   EXPECT(TOEDIT_CLOSED, "belongs to process", toedit_close(prior ^ (1ull << 40), &error));
   EXPECT(TOEDIT_INPUT, "null", toedit_get_usage(NULL, &error));
@@ -469,7 +469,7 @@ static void test_score(void) {
   uint64_t prior = open_prior(), scorer = 0, editor = 0;
   /* onnxruntime_go keeps its copy of the model's path for ever: some bytes for each session. */
   __lsan_disable();
-  EXPECT(TOEDIT_OK, "", toedit_scorer_open(prior, library, 2, &scorer, &error));
+  EXPECT(TOEDIT_OK, "", toedit_scorer_open(prior, library, "{\"threads\": 2}", &scorer, &error));
   __lsan_enable();
   EXPECT(TOEDIT_OK, "",
          toedit_editor_open(prior,
