@@ -53,6 +53,14 @@ def text_rows(tokenizer: Tokenizer, tokens: int, seed: int = 0, longest: int = 4
     return rows
 
 
+def builtin_copy(folder: Path, **changes: Any) -> Path:
+    """A copy of the bundled prior's folder with other settings."""
+    shutil.copytree(toedit.Prior.builtin().path, folder)
+    settings = json.loads((folder / "prior.json").read_text())
+    (folder / "prior.json").write_text(json.dumps(settings | changes))
+    return folder
+
+
 def editing_prior(
     folder: Path,
     *,

@@ -523,13 +523,6 @@ def test_a_model_that_is_no_model(copied: Path) -> None:
         toedit.Prior(copied).score([[1, 2]])
 
 
-def test_a_prior_for_another_device(copied: Path) -> None:
-    settings(copied, device="cuda")
-    prior = toedit.Prior(copied)
-    with pytest.raises(toedit.PriorError, match="was exported for cuda and this is the CPU"):
-        prior.score([[1]])
-
-
 def test_a_file_instead_of_a_folder() -> None:
     with pytest.raises(toedit.PriorError, match=r"test_bad_input\.py"):
         toedit.Prior(__file__).describe()

@@ -120,8 +120,8 @@ def test_counts_add_up(small_prior: toedit.Prior, small_batch: SmallBatch, small
     assert total == whole
 
 
-def test_empty_and_overlong_rows_pass_through_and_are_counted(prior: toedit.Prior, rows: Rows) -> None:
-    editor = toedit.Editor(prior, toedit.Policy(threshold=0.1, exclude_original=True))
+def test_empty_and_overlong_rows_pass_through_and_are_counted(rows: Rows) -> None:
+    editor = toedit.Editor(toedit.Prior.builtin(windows="off"), toedit.Policy(threshold=0.1, exclude_original=True))
     long = rows[14]
     assert len(long) == 560
     edited = editor([[], long, rows[0], []])

@@ -360,7 +360,7 @@ def test_handles_of_the_parent_are_refused() -> None:
             for name, arguments in (
                 ("DescribePrior", (handle,)),
                 ("OpenEditor", (handle, POLICY.to_json())),
-                ("OpenScorer", (handle, "libonnxruntime.so", 1)),
+                ("OpenScorer", (handle, "libonnxruntime.so", '{"threads": 1}')),
                 ("WaitScore", (handle, 1)),
                 ("CancelScore", (handle,)),
                 ("Close", (handle,)),

@@ -32,7 +32,7 @@ def in_child(work: Callable[[], None], seconds: int = 30) -> None:
 def use() -> None:
     """Enters Go, with a goroutine switch and an error on the way back."""
     with pytest.raises(RuntimeError, match=r"no prior\.json"):
-        _native.load().gobridge_OpenPrior("/nonexistent")
+        _native.load().gobridge_OpenPrior("/nonexistent", "")
 
 
 # Python 3.12 warns of every fork of a process with threads; the Go runtime has some.

@@ -37,6 +37,10 @@ def test_describe(prior: toedit.Prior) -> None:
         "tokenizer_size": 4096,
         "special_ids": [0],
         "k": 64,
+        "bos": {"rule": "always", "id": 0},
+        "windows": "rolling",
+        "min_context": 256,
+        "cross_documents": False,
     }
     assert len(prior.fingerprint) == 32
     assert int(prior.fingerprint, 16) > 0

@@ -379,6 +379,19 @@ func TestOutOfMemory(t *testing.T) {
 	assert.Equal(t, other, j.halving(r, func(run) error { return other }))
 }
 
+// The texts are ONNX Runtime's own, with its arena and without, and CUDA's.
+func TestOutOfMemoryIsKnownByItsText(t *testing.T) {
+	for text, want := range map[string]bool{
+		"bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool) Failed to allocate memory for requested buffer of size 1073741824": true,
+		"Non-zero status code returned while running Expand node. Name:'' Status Message: std::bad_alloc":                                                   true,
+		"CUDA failure 2: out of memory ; GPU=0":                                       true,
+		"CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0":                        true,
+		"Non-zero status code returned while running MatMul node: invalid dimensions": false,
+	} {
+		assert.Equal(t, want, outOfMemory(fmt.Errorf("running: %w", errors.New(text))), text)
+	}
+}
+
 func TestBOSRules(t *testing.T) {
 	always := bundled(t, 1)
 	never := open(t, scorertest.ChangedPrior(t, func(s map[string]any) { s["bos"] = map[string]any{"rule": "never", "id": nil} }), 1)

@@ -22,7 +22,9 @@ __all__ = ["IDS", "SCORES_TYPE", "Batch", "open_batch"]
 
 IDS = "input_ids"
 # The columns with a value for each token.
-TOKEN_COLUMNS = (IDS, "labels", "attention_mask", "special_tokens_mask", "protected_mask")
+TOKEN_COLUMNS = (IDS, "labels", "attention_mask", "special_tokens_mask", "protected_mask", "document_ids", "position_ids")
+# The columns that scoring reads: the last three say where documents begin in rows that hold several.
+SCORING_COLUMNS = (IDS, "attention_mask", "document_ids", "position_ids", "seq_lengths")
 
 SCORES_TYPE = pa.struct(
     [

@@ -8,6 +8,7 @@ __all__ = [
     "ExpectedChangesWarning",
     "InputError",
     "InternalError",
+    "MemoryWarning",
     "MissingDependencyError",
     "PriorError",
     "ScoresError",
@@ -50,6 +51,10 @@ class InternalError(Error):
 
 class TokenizerWarning(UserWarning):
     """The prior finds the ids less likely than chance: they are probably another tokenizer's."""
+
+
+class MemoryWarning(UserWarning):
+    """There was no memory for a run of several rows, which was made in halves; the scores are the same."""
 
 
 class ExpectedChangesWarning(UserWarning):

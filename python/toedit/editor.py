@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from toedit import _arrow, _bridge
-from toedit._arrow import IDS, SCORES_TYPE
+from toedit._arrow import IDS, SCORES_TYPE, SCORING_COLUMNS
 from toedit._errors import ExpectedChangesWarning, InputError, ScoresError
 from toedit._tokenizer import check_same_tokenizer
 from toedit.policy import Policy
@@ -241,7 +241,9 @@ class Editor:
         if SCORES in names:
             columns[SCORES] = _scores_column(opened.column(SCORES)[0])
         else:
-            given = {name: columns[name] for name in (IDS, "attention_mask") if name in columns}
+            given = {
+                name: columns[name] if name in columns else opened.column(name)[0] for name in SCORING_COLUMNS if name in names
+            }
             columns[SCORES] = self.prior.score_columns(given, self.policy.k, [(self.policy.threshold, 1.0)])
 
         native = self._native.get()

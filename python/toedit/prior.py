@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -15,16 +16,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from toedit import _arrow, _bridge, _runtime
+from toedit import _arrow, _bridge, _cuda, _runtime
 from toedit._arrow import SCORES_TYPE
-from toedit._errors import ClosedError, InputError, MissingDependencyError, ScoringError, TokenizerWarning
+from toedit._errors import ClosedError, InputError, MemoryWarning, MissingDependencyError, ScoringError, TokenizerWarning
 from toedit.policy import Policy
 
 __all__ = ["SCORES_TYPE", "Prior"]
 
 DEFAULT_K = 8
+WINDOWS = ("rolling", "lm-eval", "off")
 DEFAULT_KEEP = 0.9
 
+# A prior's settings beside its path, and what they are where nothing else is said.
+_SETTINGS: dict[str, Any] = {
+    "device": None,
+    "threads": None,
+    "memory_limit": None,
+    "windows": "rolling",
+    "min_context": None,
+    "cross_documents": False,
+}
 # Python looks for Ctrl-C between two slices of waiting.
 _SLICE_MS = 50
 # Scored tokens after which a mean ln P below chance is put down to the tokenizer.
@@ -39,34 +50,76 @@ class Prior:
 
     Args:
         path: the folder.
-        threads: how many runs are computed at a time, one core each. By default 1 in a worker process and every
+        device: "cpu", "cuda" or "cuda:N"; by default the one that the prior was exported for. Another one is an error.
+        threads: how many runs are computed at a time on the CPU, one core each. By default 1 in a worker process and every
             available core in the main one. Scores never depend on it.
+        memory_limit: bytes that scoring may take beside the weights, about; runs then have fewer rows and wait for each
+            other. A single row is run whatever it takes. Scores never depend on it.
+        windows: how documents longer than the context are read. "rolling": in overlapping windows; every token is scored
+            once, with at least *min_context* tokens before it wherever the document has them. "lm-eval": in the windows of
+            lm-evaluation-harness's ``loglikelihood_rolling``, for comparison. "off": what lies beyond the context is not
+            scored.
+        min_context: for rolling windows, 1 to the context length less 1; by default half the context.
+        cross_documents: read a packed row as one document. By default each of its documents is read by itself.
+
+    The last three decide scores and are part of the fingerprint.
 
     Raises:
+        InputError: an argument is out of its range.
         PriorError: at the first use, where the folder is missing, truncated, or not what its prior.json says.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        memory_limit: int | None = None,
+        windows: str = "rolling",
+        min_context: int | None = None,
+        cross_documents: bool = False,
+    ) -> None:
         self.path = Path(path)
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise InputError(f"threads is {threads!r}; it must be an integer of at least 1, or None")
+        for name, value in (("threads", threads), ("memory_limit", memory_limit), ("min_context", min_context)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} is {value!r}; it must be an integer of at least 1, or None")
+        if device is not None and (not isinstance(device, str) or not re.fullmatch("cpu|cuda(:[0-9]+)?", device)):
+            raise InputError(f"device is {device!r}; it must be 'cpu', 'cuda', 'cuda:N' with a card's number, or None")
+        if windows not in WINDOWS:
+            raise InputError(f"windows is {windows!r}; it must be one of {', '.join(map(repr, WINDOWS))}")
+        if min_context is not None and windows != "rolling":
+            raise InputError(f"min_context is {min_context}, but belongs to windows='rolling'; leave it out with {windows!r}")
+        self.device = device
         self.threads = threads
+        self.memory_limit = memory_limit
+        self.windows = windows
+        self.min_context = min_context
+        self.cross_documents = bool(cross_documents)
         self._closed = False
         self._scored = 0
         self._sum_logp = 0.0
+        self._halved = 0
         self._open()
 
     def _open(self) -> None:
-        path, threads = str(self.path), self.threads
+        path, asked, threads, limit = str(self.path), self.device, self.threads, self.memory_limit or 0
+        reading = json.dumps(
+            {"windows": self.windows, "min_context": self.min_context or 0, "cross_documents": self.cross_documents}
+        )
 
         def open_prior() -> int:
-            return int(_bridge.call("OpenPrior", path))
+            return int(_bridge.call("OpenPrior", path, reading))
 
         def open_scorer() -> int:
             n = _runtime.threads(threads, in_worker=multiprocessing.parent_process() is not None)
             library = _runtime.library()
+            device = json.loads(_bridge.call("DescribePrior", prior.get()))["device"]
+            if device == "cuda" and asked != "cpu":
+                _cuda.preload(library)
+            options = json.dumps({"threads": n, "device": asked or "", "memory_limit": limit})
             try:
-                return int(_bridge.call("OpenScorer", prior.get(), library, n))
+                return int(_bridge.call("OpenScorer", prior.get(), library, options))
             except ScoringError as error:
                 # Nothing was scored yet: the library itself cannot be used.
                 raise MissingDependencyError(str(error)) from None
@@ -76,22 +129,24 @@ class Prior:
         self._about: dict[str, Any] | None = None
 
     @classmethod
-    def builtin(cls, *, threads: int | None = None) -> Prior:
+    def builtin(cls, **settings: Any) -> Prior:
         """The bundled prior: 5.5 million parameters, trained on public-domain English, for trying and for tests.
 
-        For training, export a prior that has your model's tokenizer.
+        For training, export a prior that has your model's tokenizer. *settings* are those of :class:`Prior`.
         """
-        return cls(Path(__file__).with_name("builtin_prior"), threads=threads)
+        return cls(Path(__file__).with_name("builtin_prior"), **settings)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "threads": self.threads, "_closed": self._closed}
+        return {name: getattr(self, name) for name in ("path", *_SETTINGS, "_closed")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _scored=0, _sum_logp=0.0)
+        self.__dict__.update(state, _scored=0, _sum_logp=0.0, _halved=0)
         self._open()
 
     def __repr__(self) -> str:
-        return f"Prior({str(self.path)!r})"
+        names = ("windows", "min_context", "cross_documents")  # those that decide scores
+        changed = (f", {name}={getattr(self, name)!r}" for name in names if getattr(self, name) != _SETTINGS[name])
+        return f"Prior({str(self.path)!r}{''.join(changed)})"
 
     @property
     def handle(self) -> int:
@@ -101,8 +156,8 @@ class Prior:
         return self._prior.get()
 
     def describe(self) -> dict[str, Any]:
-        """What the prior is: name, fingerprint, dtype, device, context_length, vocab_size, tokenizer_size, special_ids
-        and k (the largest k that may be stored)."""
+        """What the prior is: name, fingerprint, dtype, device, context_length, vocab_size, tokenizer_size, special_ids,
+        k (the largest k that may be stored), bos (the rule and the id), windows, min_context and cross_documents."""
         if self._about is None:
             self._about = json.loads(_bridge.call("DescribePrior", self.handle))
         return dict(self._about)
@@ -111,6 +166,11 @@ class Prior:
     def fingerprint(self) -> str:
         """32 hex digits over everything that decides a score or an edit; every row of scores carries it."""
         return str(self.describe()["fingerprint"])
+
+    def stats(self) -> dict[str, int]:
+        """What this process has scored with the prior: ``runs`` of the model, ``positions`` that they read, ``padded``
+        (those and the padding that was computed with them) and ``halved`` (runs cut in two for want of memory)."""
+        return dict(json.loads(_bridge.call("ScorerStats", self._scorer.get())))
 
     @property
     def tokenizer_file(self) -> Path:
@@ -123,21 +183,26 @@ class Prior:
         *,
         k: int | None = None,
         keep: Policy | Iterable[tuple[float, float]] | None = None,
+        split_after: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> pa.StructArray:
         """Score every token of a batch.
 
         Args:
             batch: rows of token ids: anything with ``__arrow_c_array__`` or ``__arrow_c_stream__``, lists, NumPy, torch,
-                a list of mappings or a mapping with ``input_ids`` (and, where rows are padded, ``attention_mask``).
+                a list of mappings or a mapping with ``input_ids`` (and, where rows are padded, ``attention_mask``). Rows
+                that hold several documents say where these begin: ``document_ids`` (int [tokens], another value in each
+                document), ``position_ids`` (int [tokens], restarting in each) or ``seq_lengths`` (int [documents], adding
+                up to the row's tokens). Each document is then scored by itself.
             k: how many of the most probable tokens are stored at a kept position; the policy's k, else 8.
             keep: where top-k is stored: a policy (its band) or closed ranges of P; by default P >= 0.9.
+            split_after: an id after which another document begins inside a row (an end-of-sequence token).
             progress: called now and then with the tokens scored so far and all tokens.
 
         Returns:
             A struct column of :data:`SCORES_TYPE`, one struct a row; ``logp`` is as long as the row's real tokens. Tokens
-            that the prior cannot score (the first one, where the prior puts nothing in front; those beyond its context)
-            are null. Empty rows have empty scores.
+            that the prior cannot score (a document's first one, where the prior puts nothing in front; with
+            ``windows="off"`` those beyond its context) are null. Empty rows have empty scores.
 
         Raises:
             InputError: a row is null, an id is outside the vocabulary, k or a range is out of bounds.
@@ -158,14 +223,17 @@ class Prior:
         opened = _arrow.open_batch(batch)
         if _arrow.IDS not in opened.names:
             raise InputError(f"the batch has no column {_arrow.IDS!r}, only {opened.names}")
-        columns = {name: opened.column(name)[0] for name in (_arrow.IDS, "attention_mask") if name in opened.names}
-        return self.score_columns(columns, k, ranges, progress)
+        if split_after is not None and (isinstance(split_after, bool) or not isinstance(split_after, int) or split_after < 0):
+            raise InputError(f"split_after is {split_after!r}; it must be a token id, or None")
+        columns = {name: opened.column(name)[0] for name in _arrow.SCORING_COLUMNS if name in opened.names}
+        return self.score_columns(columns, k, ranges, split_after, progress)
 
     def score_columns(
         self,
         columns: dict[str, pa.Array],
         k: int,
         ranges: list[tuple[float, float]],
+        split_after: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> pa.StructArray:
         """:meth:`score` for columns that are Arrow arrays already."""
@@ -175,9 +243,12 @@ class Prior:
         if progress is not None:
             total = pc.sum(pc.list_value_length(columns[_arrow.IDS])).as_py() or 0
         given = _bridge.ArrowIn(columns)
+        options: dict[str, Any] = {"k": k, "keep": ranges}
+        if split_after is not None:
+            options["split_after"] = split_after
         job = 0
         try:
-            job = _bridge.call("StartScore", scorer, given.array, given.schema, json.dumps({"k": k, "keep": ranges}))
+            job = _bridge.call("StartScore", scorer, given.array, given.schema, json.dumps(options))
             while not _bridge.call("WaitScore", job, _SLICE_MS):
                 if progress is not None:
                     progress(_bridge.call("ScoredTokens", job), total)
@@ -192,7 +263,20 @@ class Prior:
         if progress is not None:
             progress(total, total)
         self._check_tokenizer(scores)
+        self._check_memory()
         return scores
+
+    def _check_memory(self) -> None:
+        """Warn once when runs had to be made in halves."""
+        halved = 0 if self._halved else self.stats()["halved"]
+        if halved:
+            self._halved = halved
+            warnings.warn(
+                "there was no memory for a run of several rows, so it was made in halves; the scores are the same. A "
+                "memory_limit for the prior, or fewer threads, saves the attempt",
+                MemoryWarning,
+                stacklevel=_level_of_caller(),
+            )
 
     def _check_tokenizer(self, scores: pa.StructArray) -> None:
         """Warn once when the first 10,000 scored tokens are less likely than chance."""
