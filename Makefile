@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. PYTHON chooses the interpreter that the environment is made with.
 .DEFAULT_GOAL := help
-.PHONY: help env build demo test lint bench fuzz wheel c clean
+.PHONY: help env build demo test lint bench gpu-check fuzz wheel c clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ NATIVE := go.mod go.sum pyproject.toml $(wildcard python/_build/*.py) \
 	$(shell find editor capi gobridge -type f ! -name '*_test.go' ! -path '*/testdata/*')
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 env: $(VENV)/.dev ## make .venv with all that the tests need
 
@@ -71,6 +71,12 @@ lint: env ## check formatting, types and style
 
 bench: env ## measure what README.md says about speed
 	@for script in tests/bench/bench_*.py; do $(BIN)/python "$$script" || exit 1; done
+
+gpu-check: env ## on a machine with an NVIDIA card: parity and speed on it, into a dated file in gpu-check/
+	@nvidia-smi -L > /dev/null 2>&1 || { echo "gpu-check: nvidia-smi names no card here, so nothing of CUDA can be checked"; exit 2; }
+	$(BIN)/python -m pip uninstall -q -y onnxruntime
+	$(BIN)/python -m pip install -q -e '.[cuda]'
+	$(BIN)/python tests/bench/gpu_check.py
 
 fuzz: $(VENV)/.go ## fuzz every Go fuzz target for FUZZTIME (30s)
 	@grep -rHo '^func Fuzz[A-Za-z0-9_]*' --include='*_test.go' editor capi | sed 's/:func / /' | \

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import helpers
 import toedit
 from toedit import _cuda
 
@@ -47,3 +50,19 @@ def test_libraries_of_pip_packages_are_loaded_and_then_found_by_name(runtime: Pa
 def test_without_the_provider_the_wheel_is_named(tmp_path: Path) -> None:
     with pytest.raises(toedit.MissingDependencyError, match=r"has no CUDA provider: .*pip install 'toedit\[cuda\]'"):
         _cuda.preload(str(tmp_path / "libonnxruntime.so"))
+
+
+def test_the_check_of_a_card_runs_as_far_as_the_provider(tmp_path: Path) -> None:
+    """`make gpu-check`'s script, whole, on the CPU."""
+    helpers.need_exporter()
+    script = Path(__file__).parent / "bench" / "gpu_check.py"
+    command = [sys.executable, script, "--device", "cpu", "--shapes", "tiny", "--tokens", "1500", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.iterdir()
+    result = json.loads(file.read_text())
+    (parity,) = result["parity"]
+    assert parity["max_abs_dlogp"] < 1e-4
+    assert parity["rows_that_differ_alone"] == parity["rows_that_differ_in_another_order"] == 0
+    assert 0 < result["ctrl_c_s"] < 10
+    assert result["speed"][0]["tokens_per_s"]["median"] > 0
