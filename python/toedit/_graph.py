@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from toedit import _chunks
+
 GRAPH_VERSION = 1
 OPSET = 23
 CONTRIB = "com.microsoft"
@@ -198,6 +200,17 @@ class Graph:
                     return self._helper.to_array(attribute.t)
         return None
 
+    def rows_of(self, name: str) -> int | None:
+        """K of a constant matrix [K, N], through a transposition if need be, else None."""
+        value = self.constant(name)
+        if value is not None:
+            return int(value.shape[0]) if value.ndim == 2 else None
+        node = self.maker.get(name)
+        if node is None or node.op_type != "Transpose":
+            return None
+        value = self.constant(node.input[0])
+        return int(value.shape[1]) if value is not None and value.ndim == 2 else None
+
     def add_constant(self, name: str, value: np.ndarray[Any, Any]) -> str:
         """Add an initializer; the name is made unique. Equal scalars of one name are shared."""
         known = self.constants.get(name)
@@ -245,12 +258,9 @@ class Graph:
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
                 kept.append(node)
-                needed.update(n for n in node.input if n)
+                needed.update(_reads(node))
         kept.reverse()
-        for index, node in enumerate(kept):
-            node.name = f"{node.op_type}_{index}"
-            node.doc_string = ""
-            del node.metadata_props[:]
+        _number(kept)
         del graph.node[:]
         graph.node.extend(kept)
         del graph.initializer[:]
@@ -271,13 +281,41 @@ class Graph:
         self.model.producer_name = "toedit"
         self.model.producer_version = str(GRAPH_VERSION)
         self.model.domain = ""
-        domains = {node.domain for node in kept}
+        domains = {node.domain for node in _all_nodes(kept)}
         versions = {o.domain: o.version for o in self.model.opset_import}
         del self.model.opset_import[:]
         for domain in sorted(domains | {""}):
             entry = self.model.opset_import.add()
             entry.domain, entry.version = domain, versions.get(domain, 1)
         return self.model
+
+
+def _bodies(node: Any) -> list[Any]:
+    """The graphs inside a node (a loop's body)."""
+    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+
+
+def _all_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
+    """The nodes and those inside them."""
+    for node in nodes:
+        yield node
+        for body in _bodies(node):
+            yield from _all_nodes(body.node)
+
+
+def _reads(node: Any) -> set[str]:
+    """Every name that a node or something inside it reads."""
+    return {name for inner in _all_nodes([node]) for name in inner.input if name}
+
+
+def _number(nodes: Sequence[Any]) -> None:
+    """Name nodes by operator and place, and drop what the exporter wrote of where they come from."""
+    for index, node in enumerate(nodes):
+        node.name = f"{node.op_type}_{index}"
+        node.doc_string = ""
+        del node.metadata_props[:]
+        for body in _bodies(node):
+            _number(body.node)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -411,12 +449,15 @@ def _same_table(graph: Graph, tables: list[tuple[str, str]]) -> bool:
 # outputs
 
 
-def add_outputs(model: Any) -> Any:
+def add_outputs(model: Any, *, logits_bytes: int = _chunks.LOGITS_BYTES) -> Any:
     """Turn ``context -> logits`` into graph version 1.
 
     Inputs: ``input_ids`` int64 [B, S], S >= 2; ``k`` int64 [1]; ``keep_low``, ``keep_high`` float32 [R]. Outputs: ``logp``
     float32 [B, S-1]; ``topk_row`` int64 [M]; ``topk_ids`` int32 [M, k]; ``topk_logp`` float32 [M, k], each value rounded to
     the nearest float16. A position is wanted iff keep_low[r] <= logp <= keep_high[r] for some r.
+
+    A vocabulary of :data:`toedit._chunks.LARGE_VOCAB` ids or more is worked in chunks of rows whose logits take *logits_bytes*
+    at most, if what lies behind the hidden states is known to work row by row; :func:`chunked` tells.
     """
     from onnx import TensorProto, helper
 
@@ -430,9 +471,11 @@ def add_outputs(model: Any) -> Any:
     node = graph.node
     # The last position predicts nothing that is asked for: it never enters the model.
     head = [node("Slice", ["input_ids", zero, last, one], ["context"])]
+    behind = _chunks.find(graph) if vocab >= _chunks.LARGE_VOCAB else None
+    targets = node("Slice", ["input_ids", one, end, one], ["targets"])
     tail = [
         node("LogSoftmax", ["logits"], ["logprobs"], axis=-1),
-        node("Slice", ["input_ids", one, end, one], ["targets"]),
+        targets,
         node("Unsqueeze", ["targets", last], ["targets.column"]),
         node("GatherElements", ["logprobs", "targets.column"], ["logp.column"], axis=2),
         node("Squeeze", ["logp.column", last], ["logp"]),
@@ -452,6 +495,10 @@ def add_outputs(model: Any) -> Any:
         node("Cast", ["topk.values"], ["topk.half"], to=TensorProto.FLOAT16),
         node("Cast", ["topk.half"], ["topk_logp"], to=TensorProto.FLOAT),
     ]
+    if behind is not None:
+        inside = {id(n) for n in behind.nodes}
+        graph.nodes = [n for n in graph.nodes if id(n) not in inside]
+        tail = [targets, *_chunks.build(graph, behind, vocab, logits_bytes)]
     graph.nodes = [*head, *graph.nodes, *tail]
     value, proto = helper.make_tensor_value_info, model.graph
     del proto.input[:]
@@ -474,3 +521,8 @@ def add_outputs(model: Any) -> Any:
     )
     graph.index()
     return graph.finish()
+
+
+def chunked(model: Any) -> bool:
+    """Whether the head of a finished graph is worked in chunks, so that its memory is bounded."""
+    return any(node.op_type == "Loop" for node in model.graph.node)
