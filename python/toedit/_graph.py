@@ -368,12 +368,49 @@ def pack_attention(model: Any) -> Any:
     """Let GroupQueryAttention take one packed projection and rotate queries and keys itself, where it can.
 
     It applies to a node whose queries and keys come straight from a rotary embedding of a linear projection and whose values
-    come from a projection of the same input; each saves two matrix products' worth of calls and six copies of q and k.
+    come from a projection of the same input; each saves two matrix products' worth of calls and six copies of q and k. Where
+    there is no rotary embedding, three projections of one input become one, and one that was split is taken whole.
     """
     graph = Graph(model)
+    whole_rows = _values_by_position(model)
     for node in [n for n in graph.nodes if n.op_type == "GroupQueryAttention"]:
-        _pack_one(graph, node)
+        if not _join_split(graph, node, whole_rows):
+            _pack_one(graph, node)
     return graph.finish()
+
+
+def _values_by_position(model: Any) -> set[str]:
+    """Names of the values whose first two axes are those of the context, [B, T, ...]."""
+
+    def front(value: Any) -> list[str]:
+        return [d.dim_param for d in value.type.tensor_type.shape.dim[:2]]
+
+    wanted = front(model.graph.input[0])
+    return {value.name for value in model.graph.value_info if all(wanted) and front(value) == wanted}
+
+
+def _join_split(graph: Graph, node: Any, whole_rows: set[str]) -> bool:
+    """Give a node whose queries, keys and values are one value, split, that value; False if they are not."""
+    if len(node.input) < 3 or any(node.input[7:9]):
+        return False
+    parts = []
+    for name in node.input[:3]:
+        while (maker := graph.maker.get(name)) is not None and maker.op_type == "Reshape" and graph.only_reader(name) is not None:
+            name = maker.input[0]
+        parts.append(name)
+    split = graph.maker.get(parts[0])
+    if split is None or split.op_type != "Split" or list(split.output) != parts or split.input[0] not in whole_rows:
+        return False
+    # Along axis 2 of [B, T, ...] the parts lie one after the other in each position, as the packed form has them.
+    if next((a.i for a in split.attribute if a.name == "axis"), 0) != 2:
+        return False
+    shape = graph.add_constant("packed.rows", np.array([0, 0, -1], dtype=np.int64))
+    packed = f"{node.output[0]}.qkv"
+    attention = type(node)()
+    attention.CopyFrom(node)
+    attention.input[0], attention.input[1], attention.input[2] = packed, "", ""
+    graph.replace([node], [graph.node("Reshape", [split.input[0], shape], [packed]), attention], node)
+    return True
 
 
 def _pack_one(graph: Graph, node: Any) -> None:
