@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from toedit import _chunks
+
 GRAPH_VERSION = 1
 OPSET = 23
 CONTRIB = "com.microsoft"
@@ -198,6 +200,17 @@ class Graph:
                     return self._helper.to_array(attribute.t)
         return None
 
+    def rows_of(self, name: str) -> int | None:
+        """K of a constant matrix [K, N], through a transposition if need be, else None."""
+        value = self.constant(name)
+        if value is not None:
+            return int(value.shape[0]) if value.ndim == 2 else None
+        node = self.maker.get(name)
+        if node is None or node.op_type != "Transpose":
+            return None
+        value = self.constant(node.input[0])
+        return int(value.shape[1]) if value is not None and value.ndim == 2 else None
+
     def add_constant(self, name: str, value: np.ndarray[Any, Any]) -> str:
         """Add an initializer; the name is made unique. Equal scalars of one name are shared."""
         known = self.constants.get(name)
@@ -245,12 +258,9 @@ class Graph:
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
                 kept.append(node)
-                needed.update(n for n in node.input if n)
+                needed.update(_reads(node))
         kept.reverse()
-        for index, node in enumerate(kept):
-            node.name = f"{node.op_type}_{index}"
-            node.doc_string = ""
-            del node.metadata_props[:]
+        _number(kept)
         del graph.node[:]
         graph.node.extend(kept)
         del graph.initializer[:]
@@ -271,13 +281,41 @@ class Graph:
         self.model.producer_name = "toedit"
         self.model.producer_version = str(GRAPH_VERSION)
         self.model.domain = ""
-        domains = {node.domain for node in kept}
+        domains = {node.domain for node in _all_nodes(kept)}
         versions = {o.domain: o.version for o in self.model.opset_import}
         del self.model.opset_import[:]
         for domain in sorted(domains | {""}):
             entry = self.model.opset_import.add()
             entry.domain, entry.version = domain, versions.get(domain, 1)
         return self.model
+
+
+def _bodies(node: Any) -> list[Any]:
+    """The graphs inside a node (a loop's body)."""
+    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+
+
+def _all_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
+    """The nodes and those inside them."""
+    for node in nodes:
+        yield node
+        for body in _bodies(node):
+            yield from _all_nodes(body.node)
+
+
+def _reads(node: Any) -> set[str]:
+    """Every name that a node or something inside it reads."""
+    return {name for inner in _all_nodes([node]) for name in inner.input if name}
+
+
+def _number(nodes: Sequence[Any]) -> None:
+    """Name nodes by operator and place, and drop what the exporter wrote of where they come from."""
+    for index, node in enumerate(nodes):
+        node.name = f"{node.op_type}_{index}"
+        node.doc_string = ""
+        del node.metadata_props[:]
+        for body in _bodies(node):
+            _number(body.node)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -330,12 +368,49 @@ def pack_attention(model: Any) -> Any:
     """Let GroupQueryAttention take one packed projection and rotate queries and keys itself, where it can.
 
     It applies to a node whose queries and keys come straight from a rotary embedding of a linear projection and whose values
-    come from a projection of the same input; each saves two matrix products' worth of calls and six copies of q and k.
+    come from a projection of the same input; each saves two matrix products' worth of calls and six copies of q and k. Where
+    there is no rotary embedding, three projections of one input become one, and one that was split is taken whole.
     """
     graph = Graph(model)
+    whole_rows = _values_by_position(model)
     for node in [n for n in graph.nodes if n.op_type == "GroupQueryAttention"]:
-        _pack_one(graph, node)
+        if not _join_split(graph, node, whole_rows):
+            _pack_one(graph, node)
     return graph.finish()
+
+
+def _values_by_position(model: Any) -> set[str]:
+    """Names of the values whose first two axes are those of the context, [B, T, ...]."""
+
+    def front(value: Any) -> list[str]:
+        return [d.dim_param for d in value.type.tensor_type.shape.dim[:2]]
+
+    wanted = front(model.graph.input[0])
+    return {value.name for value in model.graph.value_info if all(wanted) and front(value) == wanted}
+
+
+def _join_split(graph: Graph, node: Any, whole_rows: set[str]) -> bool:
+    """Give a node whose queries, keys and values are one value, split, that value; False if they are not."""
+    if len(node.input) < 3 or any(node.input[7:9]):
+        return False
+    parts = []
+    for name in node.input[:3]:
+        while (maker := graph.maker.get(name)) is not None and maker.op_type == "Reshape" and graph.only_reader(name) is not None:
+            name = maker.input[0]
+        parts.append(name)
+    split = graph.maker.get(parts[0])
+    if split is None or split.op_type != "Split" or list(split.output) != parts or split.input[0] not in whole_rows:
+        return False
+    # Along axis 2 of [B, T, ...] the parts lie one after the other in each position, as the packed form has them.
+    if next((a.i for a in split.attribute if a.name == "axis"), 0) != 2:
+        return False
+    shape = graph.add_constant("packed.rows", np.array([0, 0, -1], dtype=np.int64))
+    packed = f"{node.output[0]}.qkv"
+    attention = type(node)()
+    attention.CopyFrom(node)
+    attention.input[0], attention.input[1], attention.input[2] = packed, "", ""
+    graph.replace([node], [graph.node("Reshape", [split.input[0], shape], [packed]), attention], node)
+    return True
 
 
 def _pack_one(graph: Graph, node: Any) -> None:
@@ -411,12 +486,15 @@ def _same_table(graph: Graph, tables: list[tuple[str, str]]) -> bool:
 # outputs
 
 
-def add_outputs(model: Any) -> Any:
+def add_outputs(model: Any, *, logits_bytes: int = _chunks.LOGITS_BYTES) -> Any:
     """Turn ``context -> logits`` into graph version 1.
 
     Inputs: ``input_ids`` int64 [B, S], S >= 2; ``k`` int64 [1]; ``keep_low``, ``keep_high`` float32 [R]. Outputs: ``logp``
     float32 [B, S-1]; ``topk_row`` int64 [M]; ``topk_ids`` int32 [M, k]; ``topk_logp`` float32 [M, k], each value rounded to
     the nearest float16. A position is wanted iff keep_low[r] <= logp <= keep_high[r] for some r.
+
+    A vocabulary of :data:`toedit._chunks.LARGE_VOCAB` ids or more is worked in chunks of rows whose logits take *logits_bytes*
+    at most, if what lies behind the hidden states is known to work row by row; :func:`chunked` tells.
     """
     from onnx import TensorProto, helper
 
@@ -430,9 +508,11 @@ def add_outputs(model: Any) -> Any:
     node = graph.node
     # The last position predicts nothing that is asked for: it never enters the model.
     head = [node("Slice", ["input_ids", zero, last, one], ["context"])]
+    behind = _chunks.find(graph) if vocab >= _chunks.LARGE_VOCAB else None
+    targets = node("Slice", ["input_ids", one, end, one], ["targets"])
     tail = [
         node("LogSoftmax", ["logits"], ["logprobs"], axis=-1),
-        node("Slice", ["input_ids", one, end, one], ["targets"]),
+        targets,
         node("Unsqueeze", ["targets", last], ["targets.column"]),
         node("GatherElements", ["logprobs", "targets.column"], ["logp.column"], axis=2),
         node("Squeeze", ["logp.column", last], ["logp"]),
@@ -452,6 +532,10 @@ def add_outputs(model: Any) -> Any:
         node("Cast", ["topk.values"], ["topk.half"], to=TensorProto.FLOAT16),
         node("Cast", ["topk.half"], ["topk_logp"], to=TensorProto.FLOAT),
     ]
+    if behind is not None:
+        inside = {id(n) for n in behind.nodes}
+        graph.nodes = [n for n in graph.nodes if id(n) not in inside]
+        tail = [targets, *_chunks.build(graph, behind, vocab, logits_bytes)]
     graph.nodes = [*head, *graph.nodes, *tail]
     value, proto = helper.make_tensor_value_info, model.graph
     del proto.input[:]
@@ -474,3 +558,8 @@ def add_outputs(model: Any) -> Any:
     )
     graph.index()
     return graph.finish()
+
+
+def chunked(model: Any) -> bool:
+    """Whether the head of a finished graph is worked in chunks, so that its memory is bounded."""
+    return any(node.op_type == "Loop" for node in model.graph.node)
