@@ -27,6 +27,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llama2c import word_tokenizer
+from toedit import _export_check, _graph
 from toedit import export as export_module
 from toedit.export import FP32_TOLERANCE, export
 
@@ -365,7 +366,7 @@ def test_a_broken_export_leaves_nothing(tiny: tuple[Any, Any], tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
     # a graph that is another model's, and a disk that is full
-    monkeypatch.setattr(export_module, "FP32_TOLERANCE", 0.0)
+    monkeypatch.setattr(_export_check, "FP32_TOLERANCE", 0.0)
     with pytest.raises(toedit.PriorError, match="differs from torch"):
         export(model, tmp_path / "prior", tokenizer=tokenizer)
     monkeypatch.undo()
@@ -377,7 +378,7 @@ def test_a_broken_export_leaves_nothing(tiny: tuple[Any, Any], tmp_path: Path, m
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "prior.json").write_text("{}")
     for name in ("prior", "old"):
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(toedit.InputError, match=r"no space left for the prior in .*make room or choose another folder"):
             export(model, tmp_path / name, tokenizer=tokenizer, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert (tmp_path / "old" / "prior.json").read_text() == "{}"
@@ -385,8 +386,14 @@ def test_a_broken_export_leaves_nothing(tiny: tuple[Any, Any], tmp_path: Path, m
 
 def test_an_architecture_that_does_not_convert(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny
-    monkeypatch.setattr(type(model), "forward", lambda *_, **__: 1 / 0)
-    with pytest.raises(toedit.PriorError, match="LlamaForCausalLM does not convert"):
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("for some reason") from ValueError("this operator is unknown\nand more")
+
+    monkeypatch.setattr(_graph, "trace", broken)
+    with pytest.raises(
+        toedit.PriorError, match=r"LlamaForCausalLM does not convert to ONNX: this operator is unknown\. Where nothing"
+    ):
         export(model, tmp_path / "prior", tokenizer=tokenizer)
     assert list(tmp_path.iterdir()) == []
     assert model.config._attn_implementation == "sdpa"

@@ -63,7 +63,7 @@ def find(graph: Graph) -> Head | None:
             name = node.input[1 - plain[0]]
             continue
         makers = [graph.maker.get(side) for side in node.input]
-        products = [i for i in (0, 1) if makers[i] is not None and makers[i].op_type == "MatMulIntegerToFloat"]
+        products = [i for i, m in enumerate(makers) if m is not None and m.op_type == "MatMulIntegerToFloat"]
         if plain or node.op_type != "Mul" or len(products) != 1:
             return None
         head.cuts[node.input[1 - products[0]]] = 1
@@ -76,7 +76,7 @@ def _broadcasts(value: Any) -> bool:
 
 
 def build(graph: Graph, head: Head, vocab: int, logits_bytes: int) -> list[Any]:
-    """The nodes that take the place of *head* and answer for every position: ``logp``, ``topk_row``, ``topk_ids``, ``topk_logp``.
+    """The nodes in the place of *head*, which answer for every position: ``logp``, ``topk_row``, ``topk_ids``, ``topk_logp``.
 
     They read ``targets`` int64 [B, T], ``k``, ``keep_low`` and ``keep_high``. Their memory is bounded by *logits_bytes*,
     twice, whatever B and T, but for one chunk of 8 rows.

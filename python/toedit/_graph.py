@@ -105,27 +105,68 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """The mask function that belongs to :func:`_attention`."""
 
 
+def _experts(module: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
+    """A mixture of experts, each computed for every token; the signature is that of transformers' experts functions.
+
+    hidden_states [T, H], top_k_index and top_k_weights [T, K]; returns [T, H]. Which tokens an expert serves would otherwise
+    decide the shapes of its products, and with them the rounding: a row's scores would depend on its neighbours. It costs
+    the number of experts over K as much.
+    """
+    import torch
+
+    def linear(x: Any, weight: Any, bias: Any) -> Any:
+        out = x @ weight if module.is_transposed else torch.nn.functional.linear(x, weight)
+        return out if bias is None else out + bias
+
+    first = "gate_up_proj" if module.has_gate else "up_proj"
+    total = torch.zeros_like(hidden_states)
+    for expert in range(module.num_experts):
+        biases = [getattr(module, f"{n}_bias")[expert] if module.has_bias else None for n in (first, "down_proj")]
+        inner = linear(hidden_states, getattr(module, first)[expert], biases[0])
+        inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+        out = linear(inner, module.down_proj[expert], biases[1])
+        if getattr(module, "has_post_expert_norm", False):
+            out = module.post_expert_norm(out)
+        share = (top_k_weights * (top_k_index == expert)).sum(-1, keepdim=True)
+        total = total + out * share.to(out.dtype)
+    return total
+
+
 @contextlib.contextmanager
-def _own_attention(model: Any) -> Iterator[None]:
-    """Let *model* attend through :func:`_attention` inside the block, where its architecture can."""
+def _own_functions(model: Any, fused: bool) -> Iterator[None]:
+    """Inside the block *model* attends through :func:`_attention` (or, not *fused*, as it is written), and its experts are
+    :func:`_experts`, where its architecture can."""
     from transformers import AttentionInterface
+    from transformers.integrations.moe import ExpertsInterface
     from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(_INTERFACE, _attention)
     AttentionMaskInterface.register(_INTERFACE, _no_mask)
+    ExpertsInterface.register(_INTERFACE, _experts)
     before = model.config._attn_implementation
-    # Architectures that do not use the interface (ALiBi, GPT-J) are traced with the attention written in them.
-    model.set_attn_implementation(_INTERFACE if getattr(model, "_supports_attention_backend", False) else "eager")
+    experts = getattr(model.config, "_experts_implementation", None)
+    # Architectures that do not use the interface (ALiBi, GPT-J, Falcon) are traced with the attention written in them.
+    fused = fused and getattr(model, "_supports_attention_backend", False)
+    model.set_attn_implementation(_INTERFACE if fused else "eager")
+    if not fused:
+        model.config._attn_implementation = "eager"  # Falcon's own setter puts sdpa in its place
+    mixed = model._can_set_experts_implementation()
+    if mixed:
+        model.set_experts_implementation(_INTERFACE)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+        model.config._attn_implementation = before
+        if mixed:
+            model.set_experts_implementation(experts)
 
 
-def trace(model: Any) -> Any:
-    """Export *model* (a transformers causal LM in float32, evaluation mode, on the CPU).
+def trace(model: Any, *, fused: bool = True) -> Any:
+    """Export *model* (a transformers causal LM, evaluation mode, on the CPU).
 
-    Returns an ``onnx.ModelProto`` with input ``context`` int64 [B, T] and output ``logits`` float32 [B, T, V].
+    Returns an ``onnx.ModelProto`` with input ``context`` int64 [B, T] and output ``logits`` float32 [B, T, V]. *fused*: with
+    one node for attention, where the architecture can; otherwise with the attention that is written in it.
     """
     import torch
 
@@ -141,7 +182,7 @@ def trace(model: Any) -> Any:
             return self.model(input_ids=context, position_ids=positions, use_cache=False).logits.float()
 
     dims = {"context": {0: torch.export.Dim("B"), 1: torch.export.Dim("T")}}
-    with _own_attention(model), warnings.catch_warnings(), torch.no_grad():
+    with _own_functions(model, fused), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             Logits().eval(),
@@ -395,7 +436,9 @@ def _join_split(graph: Graph, node: Any, whole_rows: set[str]) -> bool:
         return False
     parts = []
     for name in node.input[:3]:
-        while (maker := graph.maker.get(name)) is not None and maker.op_type == "Reshape" and graph.only_reader(name) is not None:
+        while (
+            (maker := graph.maker.get(name)) is not None and maker.op_type == "Reshape" and graph.only_reader(name) is not None
+        ):
             name = maker.input[0]
         parts.append(name)
     split = graph.maker.get(parts[0])
@@ -480,6 +523,48 @@ def _canonical(graph: Graph, name: str) -> str:
 
 def _same_table(graph: Graph, tables: list[tuple[str, str]]) -> bool:
     return len({(_canonical(graph, c), _canonical(graph, s)) for c, s in tables}) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# half precision
+
+
+def float_head(model: Any) -> Any:
+    """Let a half-precision model's last product, and what is behind it, compute in float32.
+
+    A bfloat16 logit of 20 is off by up to 0.06, which would move every ln P near the threshold. Products of bfloat16 values are
+    exact in TensorFloat-32, so on a card this costs half of the product's speed and no more. Models that do something unknown
+    behind their last product stay as they are.
+    """
+    from onnx import TensorProto
+
+    graph = Graph(model)
+    found = _chunks.find(graph)
+    if found is None or found.nodes[0].op_type != "MatMul" or found.nodes[-1].op_type != "Cast":
+        return model
+    product, *between = found.nodes[:-1]
+    read = {side for node in between for side in node.input if graph.constant(side) is not None} | {product.input[1]}
+    values = {side: graph.constant(side) for side in read}
+    table = graph.maker.get(product.input[1])
+    if table is not None and table.op_type == "Transpose":  # of the embedding, where the two are tied
+        tied = graph.constant(table.input[0])
+        values[product.input[1]] = None if tied is None else tied.T
+    if any(value is None for value in values.values()):
+        return model
+    wide = {side: graph.add_constant(f"{side}.float", np.asarray(v, dtype=np.float32)) for side, v in values.items()}
+    hidden = f"{product.input[0]}.float"
+    wide[product.input[0]] = hidden
+    new = [graph.node("Cast", [product.input[0]], [hidden], to=TensorProto.FLOAT)]
+    for node in (product, *between):
+        copy = graph.node(node.op_type, [wide.get(side, side) for side in node.input], list(node.output))
+        copy.attribute.extend(a for a in node.attribute if a.name != "to")
+        if node.op_type == "Cast":
+            copy = graph.node("Identity", list(copy.input), list(node.output))
+        new.append(copy)
+    last = found.nodes[-1]
+    new.append(graph.node("Identity", [last.input[0]], list(last.output)))
+    graph.replace(found.nodes, new, last)
+    return graph.finish()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
