@@ -191,8 +191,8 @@ def _load(
         names = {file.suffix for file in Path(path).iterdir()} if os.path.isdir(path) else set()
         if not allow_pickle and ".safetensors" not in names and names & {".bin", ".pt", ".pth", ".ckpt"}:
             raise InputError(
-                f"{path} has its weights in another form than safetensors; such files can run code when they are loaded: convert them, or pass "
-                "allow_pickle=True (--allow-pickle) if you trust them"
+                f"{path} has its weights in another form than safetensors; such files can run code when they are loaded: "
+                "convert them, or pass allow_pickle=True (--allow-pickle) if you trust them"
             )
         try:
             network = transformers.AutoModelForCausalLM.from_pretrained(
