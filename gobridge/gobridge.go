@@ -36,6 +36,11 @@ func TakeScore(job, out, outSchema uint64) error { return capi.TakeScore(job, ou
 // CancelScore ends a job; nothing of it is in use afterwards.
 func CancelScore(job uint64) error { return capi.CancelScore(job) }
 
+// ReadRows fills out with the real tokens of a batch's rows, their hashes, and the windows that the prior reads them in.
+func ReadRows(prior, batch, schema uint64, options string, out, outSchema uint64) error {
+	return capi.ReadRows(prior, batch, schema, options, out, outSchema)
+}
+
 // OpenEditor compiles a policy (JSON) for a prior.
 func OpenEditor(prior uint64, policy string) (uint64, error) { return capi.OpenEditor(prior, policy) }
 

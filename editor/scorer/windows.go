@@ -85,3 +85,20 @@ func piecesOf(p *prior.Prior, row int, ids []uint32, starts []int32) []piece {
 	add(from, len(ids))
 	return pieces
 }
+
+// Window is one pass of the model over a part of a row, for those who make scores by other means than a Scorer: it reads the
+// row's tokens [Start, End-1), with the BOS id in front where Prefix says so, and scores [First, End).
+type Window struct {
+	Start, First, End int
+	Prefix            bool
+}
+
+// WindowsOf is how a prior reads a row whose documents begin at starts (and at 0).
+func WindowsOf(p *prior.Prior, ids []uint32, starts []int32) []Window {
+	pieces := piecesOf(p, 0, ids, starts)
+	windows := make([]Window, len(pieces))
+	for i, w := range pieces {
+		windows[i] = Window{Start: w.base + w.start, First: w.base + w.first, End: w.base + w.end, Prefix: w.prefix}
+	}
+	return windows
+}

@@ -21,6 +21,7 @@ from toedit._errors import (
     ScoringError,
     TokenizerWarning,
 )
+from toedit._scores import scores
 from toedit._version import __version__
 from toedit.editor import Edited, Editor
 from toedit.policy import Policy
@@ -44,4 +45,5 @@ __all__ = [
     "ScoringError",
     "TokenizerWarning",
     "__version__",
+    "scores",
 ]

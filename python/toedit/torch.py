@@ -1,6 +1,6 @@
-"""Editing inside PyTorch data loading: a collate function and a dataset.
+"""Editing inside PyTorch data loading: a collate function and a dataset; and scoring with a PyTorch model (:func:`score`).
 
-Both edit in whatever process the DataLoader runs them in, with the same result. ``set_epoch`` reaches workers that are
+The first two edit in whatever process the DataLoader runs them in, with the same result. ``set_epoch`` reaches workers that are
 alive already (``persistent_workers=True``), and counts add up across workers: both live in shared memory.
 """
 
@@ -24,7 +24,9 @@ try:
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise MissingDependencyError("toedit.torch needs PyTorch: pip install 'toedit[torch]'") from error
 
-__all__ = ["EditCollator", "EditedDataset"]
+from toedit._torch_score import score
+
+__all__ = ["EditCollator", "EditedDataset", "score"]
 
 _FIELDS = [f.name for f in fields(Counts)]
 # Shared counters are integers, which processes can add to atomically and in any order; expected changes are counted in

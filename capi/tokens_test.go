@@ -1,0 +1,105 @@
+package capi
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/apache/arrow/go/v17/arrow"
+	"github.com/apache/arrow/go/v17/arrow/array"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func readRows(t testing.TB, prior uint64, b *foreignBatch, options string) (*array.Struct, error) {
+	t.Helper()
+	a, s := cSlice[cArray](t, 1), cSlice[cSchema](t, 1)
+	fill(a)
+	fill(s)
+	err := ReadRows(prior, addr(b.array.cArray), addr(b.schema.cSchema), options, addr(&a[0]), addr(&s[0]))
+	require.EqualValues(t, 1, *b.arrayReleases)
+	require.EqualValues(t, 1, *b.schemaReleases)
+	b.clobber()
+	if err != nil {
+		require.Equal(t, cArray{}, a[0])
+		require.Equal(t, cSchema{}, s[0])
+		return nil, err
+	}
+	return importOut(t, &a[0], &s[0]), nil
+}
+
+// The rows are the real tokens, whatever their type and padding, and the hashes are those of scored rows.
+func TestReadRows(t *testing.T) {
+	trackUsage(t)
+	prior := openBundled(t)
+	rows := [][]uint32{{5, 6, 4095}, {}, {7}}
+	want := ""
+	for _, row := range rows {
+		windows := []int32{}
+		if n := len(row); n > 0 {
+			windows = []int32{0, 0, int32(n), 1} // one window, with the BOS id in front
+		}
+		want += fmt.Sprintf(",{\"ids_hash\":%d,\"input_ids\":%s,\"windows\":%s}", hashOf(row).Lo, asJSON(t, row), asJSON(t, windows))
+	}
+	want = "[" + want[1:] + "]"
+	for _, element := range elements {
+		column := namedColumn{"input_ids", fromJSON(t, arrow.ListOf(element), `[[5, 6, 4095], [], [7]]`)}
+		got, err := readRows(t, prior, newForeign(t, structOfColumns(t, column)), "{}")
+		require.NoError(t, err)
+		assert.JSONEq(t, want, jsonOf(t, got), element)
+	}
+	got, err := readRows(t, prior, newForeign(t, structOfColumns(t,
+		namedColumn{"input_ids", fromJSON(t, arrow.ListOf(i64), `[[5, 6, 4095, -1], [-1, -1, -1, -1], [-1, -1, 7, -1]]`)},
+		namedColumn{"attention_mask", fromJSON(t, arrow.ListOf(i64), `[[1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 1, 0]]`)})), "{}")
+	require.NoError(t, err)
+	assert.JSONEq(t, want, jsonOf(t, got), "padded")
+	got, err = readRows(t, prior, newForeign(t, structOfColumns(t, namedColumn{"input_ids", fromJSON(t, arrow.ListOf(i64), `[]`)})), "{}")
+	require.NoError(t, err)
+	assert.Zero(t, got.Len())
+}
+
+// Long rows are read in windows, packed ones document by document, as they are scored.
+func TestReadRowsWindows(t *testing.T) {
+	trackUsage(t)
+	prior := openBundled(t) // a context of 512, of which half stands before what a later window scores
+	long := make([]uint32, 700)
+	for i := range long {
+		long[i] = uint32(1 + i)
+	}
+	ids := namedColumn{"input_ids", fromJSON(t, arrow.ListOf(i64), asJSON(t, [][]uint32{long, {0, 5, 6, 7}}))}
+	got, err := readRows(t, prior, newForeign(t, structOfColumns(t, ids)), "{}")
+	require.NoError(t, err)
+	assert.Equal(t, [][]int64{{0, 0, 512, 1, 256, 512, 700, 1}, {0, 1, 4, 0}}, values(t, columnOf(t, got, "windows")))
+	got, err = readRows(t, prior, newForeign(t, structOfColumns(t, ids)), `{"split_after": 5}`)
+	require.NoError(t, err)
+	assert.Equal(t, []int64{0, 1, 2, 0, 2, 2, 4, 1}, values(t, columnOf(t, got, "windows"))[1])
+	_, err = readRows(t, prior, newForeign(t, structOfColumns(t, ids)), `{"split": 5}`)
+	requireKind(t, err, Input, "split")
+}
+
+func TestReadRowsErrors(t *testing.T) {
+	trackUsage(t)
+	prior := openBundled(t)
+	ids := func(text string) namedColumn {
+		return namedColumn{"input_ids", fromJSON(t, arrow.ListOf(i64), text)}
+	}
+	for _, c := range []struct {
+		columns []namedColumn
+		parts   []string
+	}{
+		{[]namedColumn{ids(`[[1], [2, 4096]]`)}, []string{"row 1: input_ids[1] is 4096", "4095"}},
+		{[]namedColumn{ids(`[[1], null]`)}, []string{"row 1: input_ids is null"}},
+		{[]namedColumn{ids(`[[1]]`), {"labels", fromJSON(t, arrow.ListOf(i64), `[[1]]`)}}, []string{`"labels" is not known`}},
+		{[]namedColumn{{"ids", fromJSON(t, arrow.ListOf(i64), `[[1]]`)}}, []string{`"ids" is not known`}},
+	} {
+		_, err := readRows(t, prior, newForeign(t, structOfColumns(t, c.columns...)), "{}")
+		requireKind(t, err, Input, c.parts...)
+	}
+	scorer, _ := bundledScorer(t, 1)
+	_, err := readRows(t, scorer, newForeign(t, structOfColumns(t, ids(`[[1]]`))), "{}")
+	requireKind(t, err, Closed, "is a scorer, not a prior")
+	b := newForeign(t, structOfColumns(t, ids(`[[1]]`)))
+	requireKind(t, ReadRows(prior, addr(b.array.cArray), addr(b.schema.cSchema), "{}", 0, 0), Input, "null pointer")
+	assert.EqualValues(t, 1, *b.arrayReleases)
+	out, schema := cSlice[cArray](t, 1), cSlice[cSchema](t, 1)
+	requireKind(t, ReadRows(prior, 0, 0, "{}", addr(&out[0]), addr(&schema[0])), Input, "null pointer")
+}
