@@ -1,0 +1,193 @@
+"""Scoring with the shapes of a GPT-2 (124M) and of a small Llama (135M), random weights, against torch; rows of 513 tokens.
+
+torch gets its best form: inference mode, its fused attention, no padding and the batch size that is fastest for it. It
+computes the same: ln P of every token and the top 8 where P is high, with a threshold that about a quarter of the tokens
+reach, as text does. toedit runs through ``Prior.score``; beside it stand the bare ONNX Runtime calls of the same runs (one
+thread each, side by side on all cores), for what everything around them costs, and the share of matrix products and
+attention in ONNX Runtime's own profile.
+
+    python tests/bench/bench_models.py [gpt2] [llama]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from common import machine, report, take_turns
+
+import toedit
+import toedit.export
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from llama2c import word_tokenizer
+
+LENGTH, ROWS, K, WANTED, ROUNDS = 513, 8, 8, 0.27, 5
+PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "MatMulIntegerToFloat", "GroupQueryAttention", "Attention")
+GOALS = {
+    "gpt2": {("fp32", "torch fp32"): 1.8, ("int8", "torch fp32"): 4.2, ("int8", "torch bf16 autocast"): 2.1},
+    "llama": {("fp32", "torch fp32"): 2.0, ("int8", "torch fp32"): 3.6, ("int8", "torch bf16 autocast"): 1.8},
+}
+
+Ids = npt.NDArray[np.int64]
+
+
+def shape_of(name: str) -> Any:
+    """The configuration, with transformers' own defaults for a GPT-2."""
+    from transformers import GPT2Config, LlamaConfig
+
+    if name == "gpt2":
+        return GPT2Config()
+    return LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        intermediate_size=1536,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
+
+
+def torch_scorer(model: Any, rows: Ids, batch: int, threshold: float, autocast: bool) -> Callable[[], Any]:
+    data = torch.from_numpy(rows).split(batch)
+
+    @torch.inference_mode()
+    def score() -> torch.Tensor:
+        out = []
+        for ids in data:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+            log_p = torch.log_softmax(logits.float(), -1)
+            of_token = log_p.gather(-1, ids[:, 1:, None]).squeeze(-1)
+            log_p[of_token >= threshold].topk(K, -1)
+            out.append(of_token)
+        return torch.cat(out)
+
+    return score
+
+
+def fastest_batch(name: str, make: Callable[[int], Callable[[], Any]]) -> Callable[[], Any]:
+    candidates = {batch: make(batch) for batch in (1, 2, 4)}
+    timings = take_turns({str(batch): call for batch, call in candidates.items()}, 2)
+    best = min(candidates, key=lambda batch: timings[str(batch)].least)
+    print(f"  {name}: batches of {best} rows are its fastest")
+    return candidates[best]
+
+
+def session_of(prior: toedit.Prior, profile: str = "") -> onnxruntime.InferenceSession:
+    """The prior's graph as the scorer opens it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    return onnxruntime.InferenceSession(str(prior.path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+
+
+def feeds(ids: Ids, threshold: float) -> dict[str, Any]:
+    return {
+        "input_ids": ids,
+        "k": np.array([K]),
+        "keep_low": np.array([threshold], np.float32),
+        "keep_high": np.zeros(1, np.float32),
+    }
+
+
+def bare(prior: toedit.Prior, rows: Ids, threshold: float) -> Callable[[], Any]:
+    """The runs that the scorer makes of the rows, and nothing else."""
+    session = session_of(prior)
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    runs = [feeds(row[None], threshold) for row in rows]
+    return lambda: list(pool.map(lambda run: session.run(None, run), runs))
+
+
+def profile(name: str, prior: toedit.Prior, rows: Ids, threshold: float) -> None:
+    """Print where ONNX Runtime says that one run's time goes."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = session_of(prior, profile=str(Path(folder) / "run"))
+        for row in rows[:3]:
+            session.run(None, feeds(row[None], threshold))
+        events = json.loads(Path(session.end_profiling()).read_text())
+    spent: Counter[str] = Counter()
+    for event in events:
+        # a loop's time is that of the kernels in it
+        if event.get("cat") == "Node" and event["name"].endswith("kernel_time") and event["args"]["op_name"] != "Loop":
+            spent[event["args"]["op_name"]] += event["dur"]
+    whole = sum(spent.values())
+    share = sum(spent[op] for op in PRODUCTS) / whole
+    others = ", ".join(f"{op} {t / whole:.1%}" for op, t in spent.most_common(12) if op not in PRODUCTS)
+    products = ", ".join(f"{op} {spent[op] / whole:.1%}" for op in PRODUCTS if spent[op])
+    print(f"  {name}: {share:.1%} of the kernels' time in matrix products and attention (goal 85 %): {products}; then {others}")
+
+
+def compare(name: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(shape_of(name)).eval()
+    rows = np.random.default_rng(0).integers(3, model.config.vocab_size, size=(ROWS, LENGTH))
+    tokens = ROWS * (LENGTH - 1)
+    print(f"\n{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.0f}M parameters, {ROWS} rows of {LENGTH} tokens")
+    log_p = torch_scorer(model, rows, 1, 0.0, False)().numpy()
+    threshold = float(np.quantile(log_p, 1 - WANTED))
+    with tempfile.TemporaryDirectory() as folder:
+        words = word_tokenizer(model.config.vocab_size)
+        priors = {}
+        for dtype in ("fp32", "int8"):
+            path = toedit.export.export(model, Path(folder) / dtype, tokenizer=words, dtype=dtype, bos="never")  # type: ignore[arg-type]
+            priors[dtype] = toedit.Prior(path)
+        given = rows.tolist()
+        keep = [(float(np.exp(threshold)), 1.0)]
+        peers: dict[str, Callable[[], Any]] = {
+            "torch fp32": fastest_batch("torch fp32", lambda b: torch_scorer(model, rows, b, threshold, False)),
+            "torch bf16 autocast": fastest_batch("torch bf16 autocast", lambda b: torch_scorer(model, rows, b, threshold, True)),
+        }
+        for dtype, prior in priors.items():
+            peers[dtype] = lambda prior=prior: prior.score(given, k=K, keep=keep)  # type: ignore[misc]
+        got = np.stack([row["logp"][1:] for row in peers["fp32"]().to_pylist()])
+        print(f"  largest |difference of ln P| from torch, fp32: {np.abs(got - log_p).max():.2g}")
+        timings = take_turns(peers, ROUNDS)
+        for dtype in ("fp32", "int8"):
+            report(f"{name}, {dtype}", {k: t for k, t in timings.items() if k == dtype or k.startswith("torch")}, tokens, dtype)
+        for (ours, theirs), goal in GOALS[name].items():
+            ratio = timings[theirs].median / timings[ours].median
+            least = timings[theirs].least / timings[ours].least
+            print(f"  {ours} / {theirs}: {ratio:.2f} by median, {least:.2f} by minimum (goal {goal})")
+        for dtype, prior in priors.items():
+            pair = take_turns({"ours": peers[dtype], "bare": bare(prior, rows, threshold)}, 2 * ROUNDS)
+            mine, theirs = pair["ours"], pair["bare"]
+            print(
+                f"  {dtype}: Prior.score takes {mine.median / theirs.median - 1:+.1%} by median, "
+                f"{mine.least / theirs.least - 1:+.1%} by minimum, of the bare ONNX Runtime calls (goal 2 %)"
+            )
+        for dtype, prior in priors.items():
+            profile(f"{name}, {dtype}", prior, rows, threshold)
+
+
+def main() -> None:
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    print(f"Models, {cores} cores. {machine()}, torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in sys.argv[1:] or list(GOALS):
+            compare(name)
+
+
+if __name__ == "__main__":
+    main()
