@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -24,7 +26,7 @@ pytest.importorskip("onnxruntime", exc_type=ImportError, reason="exporting needs
 import onnx
 import onnxruntime
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from llama2c import word_tokenizer
 from toedit import _export_check, _graph
@@ -459,3 +461,149 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(toedit.MissingDependencyError, match=r"needs the package onnx.*toedit\[export,cpu\]"):
         export(WEIGHTS, tmp_path / "prior")
+
+
+# What a prior for CUDA is like, as far as that can be seen without a card
+
+
+@pytest.mark.parametrize(("dtype", "element"), [("bf16", onnx.TensorProto.BFLOAT16), ("fp16", onnx.TensorProto.FLOAT16)])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_prior_for_cuda(tiny: tuple[Any, Any], tmp_path: Path, dtype: Any, element: int, tied: bool) -> None:
+    model, tokenizer = tiny
+    config = LlamaConfig(**(model.config.to_dict() | {"tie_word_embeddings": tied}))
+    folder = export(LlamaForCausalLM(config), tmp_path / "prior", tokenizer=tokenizer, dtype=dtype)
+    settings = json.loads((folder / "prior.json").read_text())
+    assert (settings["device"], settings["dtype"]) == ("cuda", dtype)
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        assert "there was no CUDA device" in settings["check"]["not_run"]
+    proto = onnx.load(folder / "model.onnx")
+    onnx.checker.check_model(proto)
+    types = {i.name: i.data_type for i in proto.graph.initializer}
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    assert [node.op_type for node in proto.graph.node].count("GroupQueryAttention") == 1
+    head = makers[makers["logprobs"].input[0]]
+    while head.op_type == "Identity":
+        head = makers[head.input[0]]
+    assert head.op_type == "MatMul"
+    assert types[head.input[1]] == onnx.TensorProto.FLOAT
+    others = [node for node in proto.graph.node if node.op_type == "MatMul" and node is not head and node.input[1] in types]
+    assert len(others) >= 7
+    assert {types[node.input[1]] for node in others} == {element}  # the trunk's products are in half precision
+    assert [o.type.tensor_type.elem_type for o in proto.graph.output] == [
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.INT64,
+        onnx.TensorProto.INT32,
+        onnx.TensorProto.FLOAT,
+    ]
+    with pytest.raises(toedit.Error, match=r"no CUDA provider|cannot use cuda|was exported for CUDA"):
+        toedit.Prior(folder, device="cpu").score([[1, 2]])
+
+
+# Weights beside the graph
+
+
+def test_external_weights(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny
+    inline = export(model, tmp_path / "inline", tokenizer=tokenizer)
+    monkeypatch.setattr(export_module, "_INLINE_LIMIT", 1000)
+    folder = export(model, tmp_path / "beside", tokenizer=tokenizer)
+    files = json.loads((folder / "prior.json").read_text())["files"]
+    assert set(files) == {"model.onnx", "model.onnx.data", "tokenizer.json"}
+    assert files["model.onnx"]["size"] < 40_000 < files["model.onnx.data"]["size"] + 40_000
+    rows = [[3, 5, 7, 9, 11, 2], [8] * 40]
+    want, got = (toedit.Prior(path).score(rows, k=4, keep=[(0.0, 1.0)]) for path in (inline, folder))
+    assert got.field("logp").equals(want.field("logp"))
+    assert got.field("topk_ids").equals(want.field("topk_ids"))
+    damaged = bytearray((folder / "model.onnx.data").read_bytes())
+    damaged[100] ^= 1
+    (folder / "model.onnx.data").write_bytes(damaged)
+    with pytest.raises(toedit.PriorError, match=r"model\.onnx\.data has SHA-256"):
+        toedit.Prior(folder).score(rows)
+
+
+@pytest.mark.skipif(
+    not os.environ.get("TOEDIT_LARGE"), reason="takes minutes, 10 GB of memory and 5 GB of disk: TOEDIT_LARGE=1"
+)
+@pytest.mark.timeout(1800)
+def test_a_model_over_two_gigabytes(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=131072,
+        hidden_size=2048,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        intermediate_size=5632,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config).eval()
+    assert sum(p.numel() for p in model.parameters()) * 4 > 2 << 30
+    folder = export(model, tmp_path / "prior", tokenizer=word_tokenizer(4000))
+    assert json.loads((folder / "prior.json").read_text())["files"]["model.onnx.data"]["size"] > 2 << 30
+    rows = [np.random.default_rng(n).integers(3, 4000, size=30).tolist() for n in range(3)]
+    got = toedit.Prior(folder).score(rows).field("logp").to_pylist()
+    for row, logp in zip(rows, got, strict=True):
+        np.testing.assert_allclose(logp[1:], of_targets(torch_logprobs(model, row), row), atol=FP32_TOLERANCE, rtol=0)
+
+
+# Which models and disks are refused
+
+
+def test_an_encoder_is_refused(tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, is_decoder=False
+    )
+    with pytest.raises(toedit.InputError, match=r"BertLMHeadModel predicts a token from those to its right .*an encoder"):
+        export(BertLMHeadModel(config), tmp_path / "prior", tokenizer=word_tokenizer(40))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pickled_weights_are_refused_unless_asked_for(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    model, tokenizer = tiny
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(toedit.InputError, match=r"another form than safetensors.*--allow-pickle"):
+        export(tmp_path / "model", tmp_path / "prior")
+    export(tmp_path / "model", tmp_path / "prior", allow_pickle=True)
+
+
+def test_a_disk_without_room_is_refused_beforehand(
+    tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = tiny
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))  # type: ignore[attr-defined]
+    with pytest.raises(toedit.InputError, match=r"0 MB of free space, but exporting needs about 0 MB; make room"):
+        export(model, tmp_path / "deep" / "prior", tokenizer=tokenizer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    """With the system's own error, in a process that may write no file larger than a few kilobytes."""
+    model, tokenizer = tiny
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    code = (
+        "import resource, signal, sys; from toedit.__main__ import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000)); sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["export", str(tmp_path / "model"), "-o", str(tmp_path / "out" / "prior")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    assert "no space left for the prior in" in done.stderr.splitlines()[-1]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_is_said_on_the_way(tiny: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = tiny
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    arguments = [str(tmp_path / "model"), "-o", str(tmp_path / "prior")]
+    assert export_module.main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "decisions that differ: 0 % at 0.9, 0 % at 0.99, 0 % at 0.999" in out
+    assert "about 0 MB as fp32" in err
+    assert [line for line in err.splitlines() if "checking against torch" in line]
+    assert export_module.main([*arguments, "--overwrite", "--no-graph"]) == 0
+    assert "no graph" in capsys.readouterr().out

@@ -62,7 +62,7 @@ def is_causal(torch: Any, network: Any, row: list[int]) -> bool:
         whole, half = (network(input_ids=torch.tensor([ids]), use_cache=False).logits for ids in (row, row[: len(row) // 2]))
         shared = whole[:, : half.shape[1]]
         # not >, rather than <=: what is no number is found, and named, when the graph is checked
-        return not bool((shared - half).abs().max() > 1e-3 * max(1.0, float(half.abs().max())))
+        return not bool((shared - half).abs().max() > 1e-4 * half.abs().max())
 
 
 def _pad(rows: _Rows, least: int) -> npt.NDArray[np.int64]:

@@ -322,9 +322,9 @@ def _write_graph(
     for fused in (True, False):
         try:
             say("converting" if fused else "converting with the model's own attention, which is exact and slower")
-            proto = _trace(float_model, fused)
+            proto = _graph.add_outputs(_trace(float_model, fused))
             say("checking against torch in float32")
-            check, least = _checked(torch, float_model, _graph.add_outputs(_copied(proto)), folder, rows, limit, exact=True)
+            check, least = _checked(torch, float_model, proto, folder, rows, limit, exact=True)
             break
         except PriorError as error:
             if not fused or not getattr(float_model, "_supports_attention_backend", False):
@@ -335,17 +335,15 @@ def _write_graph(
             say(f"not with fused attention: {error}")
     if dtype == "int8":
         say("quantising, and measuring what that does")
-        proto = _int8.to_int8(proto)
-        check, least = _checked(torch, float_model, _graph.add_outputs(proto), folder, rows, limit, exact=False)
+        # Traced anew: a copy of the graph of before would take as much time, and memory at the wrong moment.
+        proto = _graph.add_outputs(_int8.to_int8(_trace(float_model, fused)))
+        check, least = _checked(torch, float_model, proto, folder, rows, limit, exact=False)
     elif dtype in _CUDA_DTYPES:
-        del proto
         say(f"converting in {_CUDA_DTYPES[dtype]}")
         half = copy.deepcopy(float_model).to(getattr(torch, _CUDA_DTYPES[dtype]))
         proto = _graph.add_outputs(_graph.float_head(_trace(half, fused)), logits_bytes=_CUDA_LOGITS_BYTES)
         least = 0
         check = _check_on_card(torch, float_model, proto, folder, rows, limit)
-    else:
-        proto = _graph.add_outputs(proto)
     attention = _graph.attention_of(proto)
     settings["graph"] = _graph_settings(proto, attention, least)
     settings["memory"] = _memory(float_model, proto, settings["vocab_size"])
@@ -362,12 +360,6 @@ def _trace(network: Any, fused: bool) -> Any:
             cause = inner
         reason = str(cause).strip().splitlines()[0][:300] if str(cause).strip() else type(cause).__name__
         raise PriorError(f"{type(network).__name__} does not convert to ONNX: {reason}") from error
-
-
-def _copied(proto: Any) -> Any:
-    out = type(proto)()
-    out.CopyFrom(proto)
-    return out
 
 
 def _checked(
@@ -432,7 +424,8 @@ def _write_weights_hash(network: Any, folder: Path, settings: dict[str, Any]) ->
 def _write_model(proto: Any, folder: Path) -> None:
     import onnx
 
-    if proto.ByteSize() > _INLINE_LIMIT:
+    # Not proto.ByteSize(), which is wrong beyond that size.
+    if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > _INLINE_LIMIT:
         onnx.save_model(
             proto, folder / "model.onnx", save_as_external_data=True, all_tensors_to_one_file=True, location="model.onnx.data"
         )
