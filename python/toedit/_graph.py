@@ -395,7 +395,9 @@ def _join_split(graph: Graph, node: Any, whole_rows: set[str]) -> bool:
         return False
     parts = []
     for name in node.input[:3]:
-        while (maker := graph.maker.get(name)) is not None and maker.op_type == "Reshape" and graph.only_reader(name) is not None:
+        while (
+            (maker := graph.maker.get(name)) is not None and maker.op_type == "Reshape" and graph.only_reader(name) is not None
+        ):
             name = maker.input[0]
         parts.append(name)
     split = graph.maker.get(parts[0])

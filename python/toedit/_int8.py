@@ -141,7 +141,9 @@ def _store(
         return graph.add_constant(f"{stem}.weight", values), graph.add_constant(f"{stem}.scale", columns)
     # ONNX Runtime transposes constants when it opens a graph, so the file needs no second copy.
     rows, scales = tied[maker.input[0]]
-    new.append(graph.node("Transpose", [graph.add_constant(rows, np.ascontiguousarray(values.T))], [f"{stem}.weight"], perm=[1, 0]))
+    new.append(
+        graph.node("Transpose", [graph.add_constant(rows, np.ascontiguousarray(values.T))], [f"{stem}.weight"], perm=[1, 0])
+    )
     return f"{stem}.weight", graph.add_constant(scales, columns)
 
 

@@ -155,7 +155,9 @@ def compare(name: str) -> None:
         keep = [(float(np.exp(threshold)), 1.0)]
         peers: dict[str, Callable[[], Any]] = {
             "torch fp32": fastest_batch("torch fp32", lambda b: torch_scorer(model, rows, b, threshold, False)),
-            "torch bf16 autocast": fastest_batch("torch bf16 autocast", lambda b: torch_scorer(model, rows, b, threshold, True)),
+            "torch bf16 autocast": fastest_batch(
+                "torch bf16 autocast", lambda b: torch_scorer(model, rows, b, threshold, True)
+            ),
         }
         for dtype, prior in priors.items():
             peers[dtype] = lambda prior=prior: prior.score(given, k=K, keep=keep)  # type: ignore[misc]
