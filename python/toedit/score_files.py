@@ -1,0 +1,382 @@
+"""Score files of documents (``toedit score FILE... -o OUT``): their columns and rows as they are, and ``scores`` beside."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from toedit import _arrow
+from toedit._arrow import IDS, SCORES_TYPE
+from toedit._errors import Error, InputError
+from toedit._progress import Progress
+from toedit._sources import TEXT, Source, open_sources
+from toedit.editor import SCORES
+from toedit.prior import DEFAULT_K, DEFAULT_KEEP, Prior
+
+__all__ = ["main", "score_files"]
+
+# Tokens that are scored at a time, and bytes that are written at a time: what is held in memory.
+_TOKENS, _BYTES = 1 << 18, 1 << 26
+
+_ROW = re.compile(r"row (\d+): ")
+
+
+@dataclass
+class Totals:
+    """What was scored: rows, their tokens, how many of these have no score, and positions whose top-k is stored."""
+
+    rows: int = 0
+    tokens: int = 0
+    unscored: int = 0
+    kept: int = 0
+
+
+def score_files(
+    files: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    prior: Prior,
+    k: int = DEFAULT_K,
+    keep: list[tuple[float, float]] | None = None,
+    ids_column: str | None = None,
+    text_column: str | None = None,
+    lines: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int, float], None] | None = None,
+) -> Totals:
+    """Score files into one, in their order: every row and column stays, and ``scores`` is added.
+
+    Args:
+        files: Parquet, Arrow, JSON lines or plain text, by their endings.
+        out: .parquet, or Arrow's file (.arrow) or stream (.arrows). It appears whole or not at all.
+        prior: the prior.
+        k, keep: as for :meth:`Prior.score`.
+        ids_column: the column of token ids; by default ``input_ids`` where there is one.
+        text_column: a column of text to be tokenised with the prior's tokenizer into ``input_ids``, which is added too; by
+            default ``text`` where there are no ids.
+        lines: plain text holds a document a line; by default a file is a document.
+        overwrite: replace *out*.
+        progress: called with the tokens scored so far and the share of the input that is done.
+
+    Raises:
+        InputError: a file cannot be read, files do not have the same columns, a row cannot be scored (named by file and
+            number, from 0), or *out* cannot be written.
+    """
+    target = Path(out)
+    opener = _writer(target)
+    if target.exists() and not overwrite:
+        raise InputError(f"{target} exists; give another name or --overwrite")
+    sources = open_sources([Path(file) for file in files], lines=lines)
+    if not sources:
+        raise InputError("there are no files to score")
+    if not 1 <= k <= (limit := prior.describe()["k"]):
+        raise InputError(f"k is {k}; this prior stores 1 to {limit}")
+    prepare = _preparation(sources[0], prior, ids_column, text_column)
+    schema = prepare(_empty(sources[0].schema)).batch.schema
+    schema = schema.append(pa.field(SCORES, SCORES_TYPE))
+    whole, behind, totals = sum(source.size for source in sources) or 1, 0, Totals()
+    with _whole(target, overwrite) as temporary, opener(temporary, schema) as writer:
+        for source in sources:
+            row, share = 0, 0.0  # of this file, done so far
+            for batch, after in _read(source):
+                with _located(source.path, row):
+                    prepared = prepare(batch)
+                    parts = list(_parts(prepared))
+                of_batch = after - share
+                for part in parts:
+                    span = of_batch * len(part.batch) / len(batch)
+                    job = ((behind + source.size * share) / whole, source.size * span / whole)
+                    with _located(source.path, row):
+                        scores = prior.score(part.columns, k=k, keep=keep, progress=_report(progress, totals.tokens, *job))
+                    writer.write(pa.RecordBatch.from_arrays([*part.batch.columns, scores], schema=schema))
+                    _count(totals, scores)
+                    row, share = row + len(part.batch), share + span
+                share = after
+            behind += source.size
+    return totals
+
+
+def _report(
+    progress: Callable[[int, float], None] | None, tokens: int, share: float, span: float
+) -> Callable[[int, int], None] | None:
+    """What :meth:`Prior.score` reports of one batch as the progress of the whole job, of which the batch is *span*."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(tokens + done, share + span * done / max(total, 1))
+
+
+def _count(totals: Totals, scores: pa.StructArray) -> None:
+    logp = scores.field("logp").flatten()
+    totals.rows += len(scores)
+    totals.tokens += len(logp)
+    totals.unscored += logp.null_count
+    totals.kept += len(scores.field("topk_pos").flatten())
+
+
+@contextlib.contextmanager
+def _located(path: Path, first: int) -> Iterator[None]:
+    """Errors that name a row of a batch name the file and its row instead."""
+    try:
+        yield
+    except InputError as error:
+        found = _ROW.match(str(error))
+        if found is None:
+            raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{path}, row {first + int(found[1])}: {str(error)[found.end() :]}") from None
+
+
+def _read(source: Source) -> Iterator[tuple[pa.RecordBatch, float]]:
+    try:
+        yield from ((batch, share) for batch, share in source.batches() if len(batch))
+    except Error:
+        raise
+    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
+        raise InputError(f"{source.path} cannot be read to its end: {error}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what is scored of a batch
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A batch with its ids, and the columns that decide its scores."""
+
+    batch: pa.RecordBatch
+    columns: dict[str, pa.Array]
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+
+
+def _preparation(
+    source: Source, prior: Prior, ids_column: str | None, text_column: str | None
+) -> Callable[[pa.RecordBatch], _Prepared]:
+    names = source.schema.names
+    if SCORES in names:
+        raise InputError(f"{source.path} has a column {SCORES!r} already; drop it first")
+    if ids_column is not None and text_column is not None:
+        raise InputError("--ids-column and --text-column exclude each other: a row is scored by its ids or by its text")
+    for name in (ids_column, text_column):
+        if name is not None and name not in names:
+            raise InputError(f"{source.path} has no column {name!r}, only {names}")
+    if ids_column is None and text_column is None:
+        if IDS in names:
+            ids_column = IDS
+        elif TEXT in names:
+            text_column = TEXT
+        else:
+            raise InputError(
+                f"{source.path} has no column {IDS!r} and none {TEXT!r}, only {names}; name one with --ids-column or "
+                "--text-column"
+            )
+    if text_column is not None:
+        return _tokenizing(source, prior, text_column)
+    others = [name for name in _arrow.SCORING_COLUMNS if name in names and name != IDS]
+
+    def prepare(batch: pa.RecordBatch) -> _Prepared:
+        ids = batch.column(ids_column)
+        if ids.type.equals(pa.list_(pa.null())):  # JSON of empty rows only: nothing there tells the type
+            ids = ids.cast(pa.list_(pa.int64()))
+        return _Prepared(batch, {IDS: ids, **{name: batch.column(name) for name in others}})
+
+    return prepare
+
+
+def _tokenizing(source: Source, prior: Prior, column: str) -> Callable[[pa.RecordBatch], _Prepared]:
+    from tokenizers import Tokenizer
+
+    if IDS in source.schema.names:
+        raise InputError(f"{source.path} has a column {IDS!r} already, where the ids of {column!r} would go; drop it first")
+    kind = source.schema.field(column).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise InputError(f"{source.path}: column {column!r} is {kind}; it must be text")
+    tokenizer = Tokenizer.from_file(str(prior.tokenizer_file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def prepare(batch: pa.RecordBatch) -> _Prepared:
+        texts = batch.column(column)
+        if texts.null_count:
+            raise InputError(f"row {texts.is_null().to_pylist().index(True)}: {column} is null; drop the row or make it empty")
+        # The BOS id is the prior's business, so no special tokens here.
+        encoded = tokenizer.encode_batch(texts.to_pylist(), add_special_tokens=False)
+        ids = pa.array([e.ids for e in encoded], pa.list_(pa.int32()))
+        return _Prepared(batch.append_column(IDS, ids), {IDS: ids})
+
+    return prepare
+
+
+def _parts(prepared: _Prepared) -> Iterator[_Prepared]:
+    """The batch in parts of not too many tokens; a row is never cut."""
+    ids = prepared.columns[IDS]
+    if not (pa.types.is_list(ids.type) or pa.types.is_large_list(ids.type) or pa.types.is_fixed_size_list(ids.type)):
+        raise InputError(f"the column of ids is {ids.type}; it must be a list of integers")
+    ends = np.cumsum(pc.list_value_length(ids).fill_null(0).to_numpy(zero_copy_only=False))
+    start = 0
+    while start < len(ids):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + _TOKENS, side="right")))
+        columns = {name: column.slice(start, stop - start) for name, column in prepared.columns.items()}
+        yield _Prepared(prepared.batch.slice(start, stop - start), columns)
+        start = stop
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what is written
+
+
+class _Writer:
+    """Collects batches and writes them in large pieces: a Parquet row group for every few rows would be slow to read."""
+
+    def __init__(self, write: Callable[[pa.Table], Any], schema: pa.Schema) -> None:
+        self._write, self._schema = write, schema
+        self._batches: list[pa.RecordBatch] = []
+        self._bytes = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._batches.append(batch)
+        self._bytes += batch.nbytes
+        if self._bytes >= _BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._batches:
+            self._write(pa.Table.from_batches(self._batches, self._schema))
+        self._batches, self._bytes = [], 0
+
+
+def _writer(out: Path) -> Callable[[Path, pa.Schema], contextlib.AbstractContextManager[_Writer]]:
+    ending = out.suffix.lower()
+    makers: dict[str, Callable[[Path, pa.Schema], Any]] = {
+        ".parquet": lambda path, schema: pq.ParquetWriter(path, schema, compression="zstd"),
+        ".arrow": lambda path, schema: pa.ipc.new_file(str(path), schema),
+        ".arrows": lambda path, schema: pa.ipc.new_stream(str(path), schema),
+    }
+    if ending not in makers:
+        raise InputError(f"{out} cannot be written: scores go into {', '.join(makers)}, by the name's ending")
+
+    @contextlib.contextmanager
+    def opened(path: Path, schema: pa.Schema) -> Iterator[_Writer]:
+        try:
+            with makers[ending](path, schema) as file:
+                writer = _Writer(file.write_table, schema)
+                yield writer
+                writer.flush()
+        except Error:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            way_out = "; write .parquet or .arrows instead" if "ictionary" in str(error) and ending == ".arrow" else ""
+            raise InputError(f"{out} cannot be written: {error}{way_out}") from None
+
+    return opened
+
+
+@contextlib.contextmanager
+def _whole(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A file beside *out* that takes its place at the end of the block and is removed if the block fails."""
+    if not out.parent.is_dir():
+        raise InputError(f"{out} cannot be written: {out.parent} is no folder")
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error}") from None
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner may read
+        if out.exists() and not overwrite:
+            raise InputError(f"{out} has come to exist meanwhile; give another name or --overwrite")
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the command line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``toedit score``; returns the exit status. Raises what :func:`score_files` raises."""
+    parser = argparse.ArgumentParser(
+        prog="toedit score",
+        description="Score documents with a prior, once, so that they can be edited anew in every epoch. All rows and columns "
+        f"stay as they are and in order; {SCORES!r} is added (and {IDS!r} where there was only text).",
+        epilog="FILE is .parquet, .arrow, .arrows, .feather, .ipc, or .jsonl, .ndjson, .txt, these also with .gz or .zst. All "
+        "must have the same columns. A plain text file is one document; with --lines each of its lines is one (an empty line "
+        "an empty document). Text is tokenised with the prior's tokenizer.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="what to score")
+    parser.add_argument(
+        "-o", "--out", required=True, metavar="OUT", help="the file to make: .parquet (zstd), .arrow or .arrows"
+    )
+    parser.add_argument(
+        "--prior", required=True, metavar="DIR", help="a prior folder, or 'builtin' for the bundled one (for trying)"
+    )
+    parser.add_argument(
+        "--keep",
+        action="append",
+        type=_range,
+        metavar="LOW[:HIGH]",
+        help=f"store the top-k where LOW <= P <= HIGH (default: {DEFAULT_KEEP}:1); may be given several times. Policies can "
+        "edit only there",
+    )
+    parser.add_argument("--k", type=int, default=DEFAULT_K, help="how many tokens are stored there (default: %(default)s)")
+    parser.add_argument("--ids-column", metavar="NAME", help=f"the column of token ids (default: {IDS!r}, if there is one)")
+    parser.add_argument("--text-column", metavar="NAME", help=f"a column of text to tokenise (default: {TEXT!r}, without ids)")
+    parser.add_argument("--lines", action="store_true", help="plain text files hold a document a line")
+    parser.add_argument("--threads", type=int, help="cores to use (default: all)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
+    args = parser.parse_args(argv)
+    progress, begun = Progress(sys.stderr), time.perf_counter()
+    with Prior.builtin(threads=args.threads) if args.prior == "builtin" else Prior(args.prior, threads=args.threads) as prior:
+        try:
+            totals = score_files(
+                args.files,
+                args.out,
+                prior=prior,
+                k=args.k,
+                keep=args.keep,
+                ids_column=args.ids_column,
+                text_column=args.text_column,
+                lines=args.lines,
+                overwrite=args.overwrite,
+                progress=progress,
+            )
+        finally:
+            progress.close()
+    seconds = time.perf_counter() - begun
+    print(
+        f"{args.out}: {totals.rows:,} rows, {totals.tokens:,} tokens ({totals.unscored:,} without a score), top-{args.k} at "
+        f"{totals.kept:,} positions; {seconds:,.1f} s, {totals.tokens / seconds:,.0f} tokens/s"
+    )
+    return 0
+
+
+def _range(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(":")
+    try:
+        found = float(low), float(high or 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range of P such as 0.9 or 0.5:0.9") from None
+    if not 0 <= found[0] <= found[1] <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range of P; it must have 0 <= LOW <= HIGH <= 1")
+    return found
