@@ -139,6 +139,8 @@ def build(graph: Graph, head: Head, vocab: int, logits_bytes: int) -> list[Any]:
         node("Cast", ["wanted.number"], ["wanted"], to=TensorProto.BOOL),
         node("NonZero", ["wanted"], ["wanted.rows"]),
         node("Squeeze", ["wanted.rows", zero], ["chunk.wanted"]),
+        # TopK of the wanted rows alone, though they are copied for it: with a quarter of the rows wanted that is 3 times as
+        # fast as TopK of all, with half 1.5 times; all wanted, it takes half as long again (vocabularies of 4,096 to 151,936).
         node("Gather", ["logprobs", "chunk.wanted"], ["logprobs.wanted"], axis=0),
         node("TopK", ["logprobs.wanted", "k"], ["topk.values", "topk.indices"], axis=-1, largest=1, sorted=1),
         node("Cast", ["topk.indices"], ["chunk.ids"], to=TensorProto.INT32),
