@@ -19,7 +19,7 @@ from toedit._errors import InputError
 from toedit.policy import Policy
 from toedit.prior import DEFAULT_K, DEFAULT_KEEP, Prior, _ranges
 
-__all__ = ["Rows", "Top", "column", "prior_of", "read_rows", "scores", "wanted"]
+__all__ = ["Rows", "Top", "check_top", "column", "inside", "prior_of", "read_rows", "scores", "wanted"]
 
 _MASK = "attention_mask"
 _NULL_HINT = "a token that was not scored is null (None; in NumPy numpy.ma.masked_invalid(logp))"
@@ -92,7 +92,7 @@ def scores(
         at = Ragged(at.flat[wanted], _selected(offsets, wanted))
     else:
         _check_positions(at, offsets, real, valid)
-    _check_top(at, ids_k, values_k, prior.describe()["vocab_size"])
+    check_top(Top(at.flat, at.offsets, ids_k, values_k), prior.describe()["vocab_size"])
     rank = np.concatenate([[0], np.cumsum(real)])  # how many real tokens stand before each position
     first = np.repeat(offsets[:-1], np.diff(at.offsets))
     top = Top(rank[flat] - rank[first], at.offsets, ids_k, values_k)
@@ -116,6 +116,15 @@ def wanted(k: int | None, keep: Policy | Iterable[tuple[float, float]] | None) -
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise InputError(f"k is {k!r}; it must be an integer of at least 1, or None")
     return k, ranges
+
+
+def inside(logp: Numbers, ranges: list[tuple[float, float]]) -> Flags:
+    """Where P lies in one of the ranges, decided as bands are: in float64 from the stored ln P."""
+    found = np.zeros(len(logp), dtype=bool)
+    with np.errstate(divide="ignore"):
+        for low, high in ranges:
+            found |= (logp.astype(np.float64) >= np.log(low)) & (logp.astype(np.float64) <= np.log(high))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -270,13 +279,16 @@ def _check_positions(at: Ragged, offsets: Ints, real: Flags, valid: Flags) -> No
             raise InputError(f"row {row}: topk_pos[{i}] is {at.flat[wrong][0]}, which is {what}; leave it out")
 
 
-def _check_top(at: Ragged, ids: Numbers, values: Numbers, vocabulary: int) -> None:
+def check_top(top: Top, vocabulary: int) -> None:
+    """Raise unless every top-k is one: ids of the vocabulary, each once, and log-probabilities."""
+    ids, values = top.ids, top.logp
+
     def refuse(wrong: Flags, what: str) -> None:
         if wrong.any():
             place = int(np.argmax(wrong.any(axis=1)))
-            row, _ = _first(np.arange(len(wrong)) == place, at.offsets)
+            row, _ = _first(np.arange(len(wrong)) == place, top.offsets)
             j = int(np.argmax(wrong[place]))
-            raise InputError(f"row {row}: " + what.format(at=at.flat[place], j=j, id=ids[place, j], value=values[place, j]))
+            raise InputError(f"row {row}: " + what.format(at=top.pos[place], j=j, id=ids[place, j], value=values[place, j]))
 
     refuse(
         (ids < 0) | (ids >= vocabulary),

@@ -14,7 +14,7 @@ import torch
 
 from toedit import _arrow
 from toedit._errors import InputError, ScoringError
-from toedit._scores import Flags, Ints, Rows, Top, column, prior_of, read_rows, wanted
+from toedit._scores import Ints, Rows, Top, column, inside, prior_of, read_rows, wanted
 from toedit.policy import Policy
 from toedit.prior import Prior
 
@@ -164,7 +164,7 @@ class _Work:
             row = int(np.searchsorted(self.rows.offsets, at, side="right")) - 1
             raise ScoringError(f"row {row}: the model gives NaN at position {at - self.rows.offsets[row]}; it is damaged")
         self.logp[flat] = logp
-        kept = np.flatnonzero(_inside(logp, self.ranges))
+        kept = np.flatnonzero(inside(logp, self.ranges))
         if len(kept):
             ids, values = _top(logprobs[self.on_device(kept)], self.k)
             self.top.append((flat[kept], ids.cpu().numpy(), values.cpu().numpy()))
@@ -182,15 +182,6 @@ class _Work:
         offsets = np.searchsorted(flat, self.rows.offsets).astype(np.int64)
         pos = flat - np.repeat(self.rows.offsets[:-1], np.diff(offsets))
         return column(self.rows, self.logp, ~np.isnan(self.logp), Top(pos, offsets, ids[order], values[order]), prior)
-
-
-def _inside(logp: npt.NDArray[np.float32], ranges: list[tuple[float, float]]) -> Flags:
-    """Where P lies in one of the ranges, decided as bands are: in float64 from the stored ln P."""
-    inside = np.zeros(len(logp), dtype=bool)
-    with np.errstate(divide="ignore"):
-        for low, high in ranges:
-            inside |= (logp.astype(np.float64) >= np.log(low)) & (logp.astype(np.float64) <= np.log(high))
-    return inside
 
 
 def _top(logprobs: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
