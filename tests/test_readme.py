@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+
+import toedit
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -19,10 +22,6 @@ def blocks() -> list[str]:
 def test_the_training_loop_and_the_calls_without_torch() -> None:
     torch = pytest.importorskip("torch", reason="the README's loop needs torch")
     from pydoc_data.topics import topics
-
-    from tokenizers import Tokenizer
-
-    import toedit
 
     tokenizer = Tokenizer.from_file(str(toedit.Prior.builtin().tokenizer_file))
     corpus = [tokenizer.encode(text).ids[:256] for text in list(topics.values())[:24]]
@@ -40,3 +39,53 @@ def test_the_training_loop_and_the_calls_without_torch() -> None:
     exec(calls, names)
     assert names["edited"]["input_ids"] == names["edited"].batch["input_ids"]
     assert names["edited"].counts.rows == len(corpus)
+
+
+def block(part: str) -> str:
+    (found,) = (text for text in blocks() if part in text)
+    return found
+
+
+def test_long_documents_and_packed_rows(prior: toedit.Prior, rows: list[list[int]], tokenizer: Tokenizer) -> None:
+    class Trainers:
+        eos_token_id = 0
+
+    text = [token for row in rows for token in row if token != 0]
+    names: dict[str, Any] = {
+        "toedit": toedit,
+        "packed": text[:512],
+        "batch": {"input_ids": [text[:700]]},
+        "tokenizer": Trainers,
+    }
+    # The context of the bundled prior is half of what the example asks for.
+    code = block("min_context").replace('"my-prior"', repr(str(prior.path))).replace("min_context=1024", "min_context=300")
+    exec(code, names)
+    assert names["scores"].field("logp").flatten().null_count == 0
+
+
+def test_scores_from_elsewhere(fp32_prior: toedit.Prior, rows: list[list[int]]) -> None:
+    class Logprob:
+        def __init__(self, logprob: float, rank: int) -> None:
+            self.logprob, self.rank = logprob, rank
+
+    transformers = pytest.importorskip("transformers")
+    ids = [[0, *(token for token in row if token != 0)][:40] for row in rows[:3]]
+    stored = fp32_prior.score(ids, k=2, keep=[(0.0, 1.0)]).to_pylist()
+    names: dict[str, Any] = {"toedit": toedit, "prior": fp32_prior, "batch": {"input_ids": ids}, "input_ids": ids}
+    names |= {name: [row[name] for row in stored] for name in ("logp", "topk_pos", "topk_ids", "topk_logp")}
+    names["model"] = transformers.AutoModelForCausalLM.from_pretrained(README.parent / "python" / "prior", dtype="float32")
+    names["outputs"] = []
+    for row, of_row in zip(ids, stored, strict=True):
+        top = {
+            at: list(zip(of_row["topk_ids"][2 * n : 2 * n + 2], of_row["topk_logp"][2 * n : 2 * n + 2], strict=True))
+            for n, at in enumerate(of_row["topk_pos"])
+        }
+        entries: list[Any] = [None]
+        for at in range(1, len(row)):
+            entries.append(
+                {row[at]: Logprob(of_row["logp"][at], 9)} | {i: Logprob(v, r + 1) for r, (i, v) in enumerate(top[at])}
+            )
+        names["outputs"].append(entries)
+    code = block("toedit.vllm.scores").replace("outputs, input_ids, prior=prior", "outputs, input_ids, prior=prior, k=2")
+    exec(code, names)
+    assert names["scores"].field("ids_hash").to_pylist() == [row["ids_hash"] for row in stored]

@@ -155,7 +155,7 @@ def test_half_precision_stays_near(model: Any, prior: toedit.Prior, rows: Rows) 
         (lambda: torch.nn.Embedding(4096, 8), {}, r"the model gives \(1, 2, 8\)"),
         (lambda: "gpt2", {}, r"model is a str; it must be a torch\.nn\.Module"),
         (lambda: Table(torch.zeros(4096, 4096)), {"k": 4097}, "k is 4097, but the vocabulary has 4096 ids"),
-        (lambda: Table(torch.zeros(4096, 4096)), {"k": 0}, "k is 0; it must be an integer of at least 1"),
+        (lambda: Table(torch.zeros(4096, 4096)), {"k": 0}, "k is 0; it must be at least 1"),
         (lambda: Table(torch.zeros(4096, 4096)), {"batch_tokens": 0}, "batch_tokens is 0; it must be an integer of at least 1"),
         (lambda: Table(torch.zeros(4096, 4096)), {"keep": [(0.9, 2)]}, "is not a range of P"),
         (lambda: Table(torch.zeros(4096, 4096)), {"prior": None}, r"prior is a NoneType; it must be the toedit\.Prior"),

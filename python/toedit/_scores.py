@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,9 @@ import pyarrow.compute as pc
 from toedit import _arrow, _bridge
 from toedit._arrow import IDS, SCORES_TYPE
 from toedit._errors import InputError
-from toedit.policy import Policy
-from toedit.prior import DEFAULT_K, DEFAULT_KEEP, Prior, _ranges
+from toedit.prior import Prior
 
-__all__ = ["Rows", "Top", "check_top", "column", "inside", "prior_of", "read_rows", "scores", "wanted"]
+__all__ = ["Rows", "Top", "check_top", "column", "inside", "prior_of", "read_rows", "scores"]
 
 _MASK = "attention_mask"
 _NULL_HINT = "a token that was not scored is null (None; in NumPy numpy.ma.masked_invalid(logp))"
@@ -104,18 +103,6 @@ def prior_of(prior: Any) -> Prior:
     if not isinstance(prior, Prior):
         raise InputError(f"prior is a {type(prior).__name__}; it must be the toedit.Prior whose model made the scores")
     return prior
-
-
-def wanted(k: int | None, keep: Policy | Iterable[tuple[float, float]] | None) -> tuple[int, list[tuple[float, float]]]:
-    """k and the ranges of P whose top-k is stored, with :meth:`Prior.score`'s defaults."""
-    if isinstance(keep, Policy):
-        k, ranges = keep.k if k is None else k, [(keep.threshold, 1.0)]
-    else:
-        ranges = [(DEFAULT_KEEP, 1.0)] if keep is None else _ranges(keep)
-    k = DEFAULT_K if k is None else k
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise InputError(f"k is {k!r}; it must be an integer of at least 1, or None")
-    return k, ranges
 
 
 def inside(logp: Numbers, ranges: list[tuple[float, float]]) -> Flags:

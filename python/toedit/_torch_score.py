@@ -14,9 +14,9 @@ import torch
 
 from toedit import _arrow
 from toedit._errors import InputError, ScoringError
-from toedit._scores import Ints, Rows, Top, column, inside, prior_of, read_rows, wanted
+from toedit._scores import Ints, Rows, Top, column, inside, prior_of, read_rows
 from toedit.policy import Policy
-from toedit.prior import Prior
+from toedit.prior import Prior, wanted
 
 __all__ = ["score"]
 

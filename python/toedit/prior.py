@@ -210,16 +210,7 @@ class Prior:
             MissingDependencyError: ONNX Runtime is not installed.
             ClosedError: the prior was closed.
         """
-        if isinstance(keep, Policy):
-            k = keep.k if k is None else k
-            ranges = [(keep.threshold, 1.0)]
-        else:
-            ranges = [(DEFAULT_KEEP, 1.0)] if keep is None else _ranges(keep)
-        k = DEFAULT_K if k is None else k
-        if isinstance(k, bool) or not isinstance(k, int):
-            raise InputError(f"k is {k!r}; it must be an integer")
-        if not 1 <= k < 2**31:  # the prior's own limit is looked at where it is known
-            raise InputError(f"k is {k}; it must be at least 1")
+        k, ranges = wanted(k, keep)
         opened = _arrow.open_batch(batch)
         if _arrow.IDS not in opened.names:
             raise InputError(f"the batch has no column {_arrow.IDS!r}, only {opened.names}")
@@ -306,6 +297,20 @@ class Prior:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def wanted(k: int | None, keep: Policy | Iterable[tuple[float, float]] | None) -> tuple[int, list[tuple[float, float]]]:
+    """What is to be stored of the top-k: k, and the ranges of P where."""
+    if isinstance(keep, Policy):
+        k, ranges = keep.k if k is None else k, [(keep.threshold, 1.0)]
+    else:
+        ranges = [(DEFAULT_KEEP, 1.0)] if keep is None else _ranges(keep)
+    k = DEFAULT_K if k is None else k
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise InputError(f"k is {k!r}; it must be an integer")
+    if not 1 <= k < 2**31:  # the prior's own limit is looked at where it is known
+        raise InputError(f"k is {k}; it must be at least 1")
+    return k, ranges
 
 
 def _ranges(keep: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

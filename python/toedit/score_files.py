@@ -25,7 +25,7 @@ from toedit._errors import Error, InputError
 from toedit._progress import Progress
 from toedit._sources import TEXT, Source, open_sources
 from toedit.editor import SCORES
-from toedit.prior import DEFAULT_K, DEFAULT_KEEP, Prior
+from toedit.prior import DEFAULT_K, DEFAULT_KEEP, WINDOWS, Prior
 
 __all__ = ["main", "score_files"]
 
@@ -55,6 +55,7 @@ def score_files(
     ids_column: str | None = None,
     text_column: str | None = None,
     lines: bool = False,
+    split_after: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, float], None] | None = None,
 ) -> Totals:
@@ -69,6 +70,7 @@ def score_files(
         text_column: a column of text to be tokenised with the prior's tokenizer into ``input_ids``, which is added too; by
             default ``text`` where there are no ids.
         lines: plain text holds a document a line; by default a file is a document.
+        split_after: as for :meth:`Prior.score`.
         overwrite: replace *out*.
         progress: called with the tokens scored so far and the share of the input that is done.
 
@@ -101,7 +103,13 @@ def score_files(
                     span = of_batch * len(part.batch) / len(batch)
                     job = ((behind + source.size * share) / whole, source.size * span / whole)
                     with _located(source.path, row):
-                        scores = prior.score(part.columns, k=k, keep=keep, progress=_report(progress, totals.tokens, *job))
+                        scores = prior.score(
+                            part.columns,
+                            k=k,
+                            keep=keep,
+                            split_after=split_after,
+                            progress=_report(progress, totals.tokens, *job),
+                        )
                     writer.write(pa.RecordBatch.from_arrays([*part.batch.columns, scores], schema=schema))
                     _count(totals, scores)
                     row, share = row + len(part.batch), share + span
@@ -343,11 +351,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ids-column", metavar="NAME", help=f"the column of token ids (default: {IDS!r}, if there is one)")
     parser.add_argument("--text-column", metavar="NAME", help=f"a column of text to tokenise (default: {TEXT!r}, without ids)")
     parser.add_argument("--lines", action="store_true", help="plain text files hold a document a line")
+    parser.add_argument("--split-after", type=int, metavar="ID", help="the id that ends a document inside a row")
+    parser.add_argument("--windows", choices=WINDOWS, default="rolling", help="for long documents (default: %(default)s)")
+    parser.add_argument("--min-context", type=int, metavar="N", help="tokens before each, in rolling windows (default: half)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the prior's own)")
     parser.add_argument("--threads", type=int, help="cores to use (default: all)")
+    parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="for runs of the model (default: none)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
     args = parser.parse_args(argv)
     progress, begun = Progress(sys.stderr), time.perf_counter()
-    with Prior.builtin(threads=args.threads) if args.prior == "builtin" else Prior(args.prior, threads=args.threads) as prior:
+    names = ("device", "threads", "memory_limit", "windows", "min_context")
+    settings: dict[str, Any] = {name: getattr(args, name) for name in names}
+    with Prior.builtin(**settings) if args.prior == "builtin" else Prior(args.prior, **settings) as prior:
         try:
             totals = score_files(
                 args.files,
@@ -358,15 +373,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ids_column=args.ids_column,
                 text_column=args.text_column,
                 lines=args.lines,
+                split_after=args.split_after,
                 overwrite=args.overwrite,
                 progress=progress,
             )
         finally:
             progress.close()
+        done = prior.stats()
+        padding = 1 - done["positions"] / max(done["padded"], 1)
     seconds = time.perf_counter() - begun
     print(
         f"{args.out}: {totals.rows:,} rows, {totals.tokens:,} tokens ({totals.unscored:,} without a score), top-{args.k} at "
-        f"{totals.kept:,} positions; {seconds:,.1f} s, {totals.tokens / seconds:,.0f} tokens/s"
+        f"{totals.kept:,} positions; {seconds:,.1f} s, {totals.tokens / seconds:,.0f} tokens/s, {padding:.1%} padding"
     )
     return 0
 

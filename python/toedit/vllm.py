@@ -17,9 +17,9 @@ import pyarrow as pa
 from toedit import _arrow
 from toedit._arrow import IDS
 from toedit._errors import InputError
-from toedit._scores import Ints, Top, check_top, column, inside, prior_of, read_rows, wanted
+from toedit._scores import Ints, Top, check_top, column, inside, prior_of, read_rows
 from toedit.policy import Policy
-from toedit.prior import Prior
+from toedit.prior import Prior, wanted
 
 __all__ = ["scores"]
 
