@@ -120,6 +120,8 @@ def test_a_family_converts_exactly(family: str, tmp_path: Path) -> None:
     )
     settings = json.loads((folder / "prior.json").read_text())
     assert settings["graph"]["attention"] == ("decomposed" if family in DECOMPOSED else _FUSED)
+    assert any("attention is the model's own" in line for line in said) == (family in DECOMPOSED)
+    assert any("every expert is computed" in line for line in said) == (family in {"mixtral", "qwen3-moe"})
     assert settings["graph"].get("min_positions", 0) == (72 if family == "gemma2-wide" else 0)
 
     rng = np.random.default_rng(5)

@@ -118,7 +118,7 @@ def export(
             "name": name or label,
             "architecture": type(network).__name__,
             "device": ("cuda" if dtype in _CUDA_DTYPES else "cpu") if graph else "elsewhere",
-            "dtype": dtype if graph else str(next(iter(network.parameters())).dtype).removeprefix("torch."),
+            "dtype": dtype if graph else "none",
             "context_length": limit,
             "vocab_size": vocab,
             **_vocabulary(words, vocab, bos),
@@ -321,7 +321,7 @@ def _write_graph(
     dtype, limit = settings["dtype"], settings["context_length"]
     for fused in (True, False):
         try:
-            say("converting" if fused else "converting with the model's own attention, which is exact and slower")
+            say("converting" if fused else "converting with the model's own attention")
             proto = _graph.add_outputs(_trace(float_model, fused))
             say("checking against torch in float32")
             check, least = _checked(torch, float_model, proto, folder, rows, limit, exact=True)
@@ -345,6 +345,10 @@ def _write_graph(
         least = 0
         check = _check_on_card(torch, float_model, proto, folder, rows, limit)
     attention = _graph.attention_of(proto)
+    if attention == "decomposed":
+        say("attention is the model's own, in several operators: exact, and slower than a fused one")
+    if float_model._can_set_experts_implementation():
+        say("every expert is computed for every token: exact, and slower than a choice of them")
     settings["graph"] = _graph_settings(proto, attention, least)
     settings["memory"] = _memory(float_model, proto, settings["vocab_size"])
     return check
@@ -366,8 +370,6 @@ def _checked(
     torch: Any, network: Any, proto: Any, folder: Path, rows: _export_check.Sample, limit: int, *, exact: bool
 ) -> tuple[dict[str, Any], int]:
     """Write the graph and check what was written."""
-    for old in folder.glob("model.onnx*"):
-        old.unlink()
     _write_model(proto, folder)
     return _export_check.check(torch, network, folder / "model.onnx", rows, context=limit, exact=exact)
 
@@ -378,8 +380,6 @@ def _check_on_card(
     """Write the graph for a card, and check it where there is one."""
     import onnxruntime
 
-    for old in folder.glob("model.onnx*"):
-        old.unlink()
     _write_model(proto, folder)
     provider = "CUDAExecutionProvider"
     if provider not in onnxruntime.get_available_providers() or not torch.cuda.is_available():
@@ -415,8 +415,9 @@ def _write_weights_hash(network: Any, folder: Path, settings: dict[str, Any]) ->
 
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        # in float32, so that a model has one hash whatever it was loaded in
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     (folder / _WEIGHTS_HASH).write_text(json.dumps({"sha256": digest.hexdigest()}) + "\n", encoding="utf-8")
     settings["graph"] = {"version": _graph.GRAPH_VERSION, "opset": 0, "attention": "none"}
 
@@ -424,6 +425,8 @@ def _write_weights_hash(network: Any, folder: Path, settings: dict[str, Any]) ->
 def _write_model(proto: Any, folder: Path) -> None:
     import onnx
 
+    for old in folder.glob("model.onnx*"):  # one that was written to be checked
+        old.unlink()
     # Not proto.ByteSize(), which is wrong beyond that size.
     if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > _INLINE_LIMIT:
         onnx.save_model(
