@@ -26,7 +26,17 @@ pytest.importorskip("onnxruntime", exc_type=ImportError, reason="exporting needs
 import onnx
 import onnxruntime
 import torch
-from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from llama2c import word_tokenizer
 from toedit import _export_check, _graph
@@ -567,6 +577,51 @@ def test_pickled_weights_are_refused_unless_asked_for(tiny: tuple[Any, Any], tmp
     with pytest.raises(toedit.InputError, match=r"another form than safetensors.*--allow-pickle"):
         export(tmp_path / "model", tmp_path / "prior")
     export(tmp_path / "model", tmp_path / "prior", allow_pickle=True)
+
+
+def test_code_that_comes_with_a_model_is_not_run_unasked(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    model, tokenizer = tiny
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "config.json").read_text())
+    settings |= {
+        "model_type": "of-its-own",
+        "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"},
+    }
+    (tmp_path / "model" / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "model" / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(toedit.InputError, match="trust_remote_code"):
+        export(tmp_path / "model", tmp_path / "prior")
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(Exception, match=r"code|Config"):  # it defines nothing
+        export(tmp_path / "model", tmp_path / "prior", trust_remote_code=True)
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_model_that_lacks_weights_is_refused(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    model, tokenizer = tiny
+    model.model.save_pretrained(tmp_path / "model")  # without the output head
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(toedit.InputError, match=r"lacks 1 of the model's weights .*lm_head\.weight"):
+        export(tmp_path / "model", tmp_path / "prior")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    config = T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=2)
+    with pytest.raises(toedit.InputError, match="T5ForConditionalGeneration is an encoder-decoder"):
+        export(T5ForConditionalGeneration(config), tmp_path / "prior", tokenizer=word_tokenizer(40))
+
+
+def test_a_context_that_is_no_multiple_of_eight(tmp_path: Path) -> None:
+    """Learned positions end there: nothing may be run beyond."""
+    config = GPT2Config(vocab_size=40, n_embd=32, n_layer=1, n_head=2, n_positions=45, bos_token_id=1, eos_token_id=2)
+    model = GPT2LMHeadModel(config).eval()
+    folder = export(model, tmp_path / "prior", tokenizer=word_tokenizer(40), bos="never")
+    rows = [np.random.default_rng(n).integers(3, 40, size=n).tolist() for n in (45, 44, 9)]
+    for row, scores in zip(rows, toedit.Prior(folder).score(rows).to_pylist(), strict=True):
+        want = of_targets(torch_logprobs(model, row), row)
+        np.testing.assert_allclose(scores["logp"][1:], want, atol=FP32_TOLERANCE, rtol=0)
 
 
 def test_a_disk_without_room_is_refused_beforehand(

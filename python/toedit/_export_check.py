@@ -65,10 +65,10 @@ def is_causal(torch: Any, network: Any, row: list[int]) -> bool:
         return not bool((shared - half).abs().max() > 1e-4 * half.abs().max())
 
 
-def _pad(rows: _Rows, least: int) -> npt.NDArray[np.int64]:
-    """int64 [B, S], S - 1 a multiple of 8: smaller shapes would take other kernels and so other bits."""
-    length = max(least + 1, *map(len, rows))
-    out = np.zeros((len(rows), (length + 6) // 8 * 8 + 1), dtype=np.int64)
+def _pad(rows: _Rows, least: int, context: int) -> npt.NDArray[np.int64]:
+    """int64 [B, S], S - 1 a multiple of 8 (smaller shapes would take other kernels and so other bits) or the context."""
+    positions = max(least, *(len(row) - 1 for row in rows))
+    out = np.zeros((len(rows), min((positions + 7) // 8 * 8, context) + 1), dtype=np.int64)
     for target, row in zip(out, rows, strict=True):
         target[: len(row)] = row
     return out
@@ -85,8 +85,10 @@ def _torch_logprobs(torch: Any, network: Any, row: list[int]) -> npt.NDArray[np.
 class _Graph:
     """The finished graph, in Python's ONNX Runtime."""
 
-    def __init__(self, path: Path, provider: str) -> None:
+    def __init__(self, path: Path, provider: str, context: int) -> None:
         import onnxruntime
+
+        self.context = context
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -98,7 +100,7 @@ class _Graph:
 
     def __call__(self, rows: _Rows, least: int) -> list[npt.NDArray[Any]]:
         feeds = {
-            "input_ids": _pad(rows, least),
+            "input_ids": _pad(rows, least, self.context),
             "k": np.array([1]),
             "keep_low": np.array([-np.inf], np.float32),
             "keep_high": np.zeros(1, np.float32),
@@ -109,11 +111,11 @@ class _Graph:
             raise PriorError(f"ONNX Runtime {self.version} does not run the exported graph: {error}") from error
 
 
-def _least_positions(graph: _Graph, rows: _Rows, context: int) -> tuple[int, list[npt.NDArray[Any]]]:
+def _least_positions(graph: _Graph, rows: _Rows) -> tuple[int, list[npt.NDArray[Any]]]:
     """The least padded length with which a row's scores are its own, and the outputs of all rows together."""
     turned = list(range(len(rows)))[::-1]
     for least in _LEAST_POSITIONS:
-        if least > context:
+        if least > graph.context:
             break
         together = graph(rows, least)
         pairs = [(i, graph([row], least)[0][0]) for i, row in enumerate(rows)]
@@ -143,9 +145,9 @@ def check(
     Raises:
         PriorError: the graph does not run, gives what is no number, disagrees with torch, or scores a row by its company.
     """
-    graph = _Graph(path, provider)
+    graph = _Graph(path, provider, context)
     if provider == "CPUExecutionProvider":
-        least, together = _least_positions(graph, rows.rows, context)
+        least, together = _least_positions(graph, rows.rows)
     else:
         least, together = 0, graph(rows.rows, 0)
     differences, best, flips = [], [], np.zeros(len(_THRESHOLDS))

@@ -106,11 +106,14 @@ def export(
     if card is not None and not Path(card).is_file():
         raise InputError(f"the model card {os.fspath(card)} is no file")
 
-    say("loading the model")
     with _quiet():
+        if isinstance(model, (str, os.PathLike)):
+            _tell(_outline(transformers, torch, os.fspath(model), trust_remote_code), dtype if graph else None, out, say)
+            say("loading the model")
         network, words, label = _load(transformers, torch, model, tokenizer, trust_remote_code, allow_pickle)
     limit = _context_length(network, max_length)
-    _tell(network, dtype if graph else None, out, say)
+    if not isinstance(model, (str, os.PathLike)):
+        _tell(network, dtype if graph else None, out, say)
     with _borrowed(torch, network) as float_model, _whole(out, overwrite) as folder, _space(folder):
         vocab = int(float_model.get_output_embeddings().weight.shape[0])
         settings: dict[str, Any] = {
@@ -182,6 +185,23 @@ def _check_arguments(out: Path, dtype: str, k: int, max_length: int | None, bos:
         raise InputError(f"{out} exists and is no prior folder, so it is not overwritten; choose another folder")
 
 
+def _outline(transformers: Any, torch: Any, path: str, trust_remote_code: bool) -> Any:
+    """The model without its weights, for what can be said before they are loaded."""
+    with _loading(path):
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+@contextlib.contextmanager
+def _loading(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:800]
+        raise InputError(f"{path} cannot be loaded as a causal language model with a tokenizer: {reason}") from error
+
+
 def _load(
     transformers: Any, torch: Any, model: Any, tokenizer: Any, trust_remote_code: bool, allow_pickle: bool
 ) -> tuple[Any, Any, str]:
@@ -194,14 +214,23 @@ def _load(
                 f"{path} has its weights in another form than safetensors; such files can run code when they are loaded: "
                 "convert them, or pass allow_pickle=True (--allow-pickle) if you trust them"
             )
-        try:
-            network = transformers.AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=None if allow_pickle else True
+        with _loading(path):
+            network, found = transformers.AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=None if allow_pickle else True,
+                output_loading_info=True,
             )
             if tokenizer is None:
                 tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise InputError(f"{path} cannot be loaded as a causal language model with a tokenizer: {error}") from error
+        # transformers makes up what it does not find, and such a model agrees with its graph.
+        missing = sorted(found["missing_keys"])
+        if missing:
+            raise InputError(
+                f"{path} lacks {len(missing)} of the model's weights (the first is {missing[0]}): it is no complete causal "
+                "language model (a model without its output head, say)"
+            )
         label = Path(path).resolve().name if os.path.isdir(path) else path
     else:
         network = model
@@ -212,6 +241,8 @@ def _load(
         if tokenizer is None:
             raise InputError("a loaded model needs its tokenizer: pass tokenizer=AutoTokenizer.from_pretrained(...)")
         label = Path(getattr(network.config, "_name_or_path", "") or type(network).__name__).name
+    if getattr(network.config, "is_encoder_decoder", False):
+        raise InputError(f"{type(network).__name__} is an encoder-decoder; a prior must be a causal language model")
     if not getattr(tokenizer, "is_fast", False) or getattr(tokenizer, "backend_tokenizer", None) is None:
         raise InputError(
             f"{type(tokenizer).__name__} is not a fast tokenizer (it has no tokenizer.json), and a prior needs one; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import re
 import sys
@@ -272,7 +273,7 @@ class _Writer:
 def _writer(out: Path) -> Callable[[Path, pa.Schema], contextlib.AbstractContextManager[_Writer]]:
     ending = out.suffix.lower()
     makers: dict[str, Callable[[Path, pa.Schema], Any]] = {
-        ".parquet": lambda path, schema: pq.ParquetWriter(path, schema, compression="zstd"),
+        ".parquet": _parquet,
         ".arrow": lambda path, schema: pa.ipc.new_file(str(path), schema),
         ".arrows": lambda path, schema: pa.ipc.new_stream(str(path), schema),
     }
@@ -293,6 +294,18 @@ def _writer(out: Path) -> Callable[[Path, pa.Schema], contextlib.AbstractContext
             raise InputError(f"{out} cannot be written: {error}{way_out}") from None
 
     return opened
+
+
+def _parquet(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Dictionaries make scores larger than their values are; split into their bytes, ln P compresses best."""
+    with io.BytesIO() as empty:
+        pq.write_table(schema.empty_table(), empty)
+        leaves = pq.ParquetFile(empty).schema
+        paths = [leaves.column(i).path for i in range(len(leaves))]
+    others = [path for path in paths if not path.startswith(f"{SCORES}.")]
+    encodings = {path: "BYTE_STREAM_SPLIT" for path in paths if path.startswith(f"{SCORES}.logp.")}
+    encodings |= {path: "DELTA_BINARY_PACKED" for path in paths if path.startswith(f"{SCORES}.topk_pos.")}
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=others, column_encoding=encodings)
 
 
 @contextlib.contextmanager
