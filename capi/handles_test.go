@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"toedit/editor/prior"
 	"toedit/editor/scorer"
 	"toedit/editor/scorer/scorertest"
 )
@@ -106,9 +107,12 @@ func TestDescribePrior(t *testing.T) {
 	h := openBundled(t)
 	text, err := DescribePrior(h)
 	require.NoError(t, err)
+	p, err := lookup[*prior.Prior](h)
+	require.NoError(t, err)
+	require.Contains(t, string(p.Check), "mean_abs_dlogp")
 	assert.JSONEq(t, fmt.Sprintf(`{"name": "toedit-builtin", "fingerprint": %q, "dtype": "int8", "device": "cpu", "context_length": 512,
 		"vocab_size": 4096, "tokenizer_size": 4096, "special_ids": [0], "k": 64, "bos": {"rule": "always", "id": 0},
-		"windows": "rolling", "min_context": 256, "cross_documents": false}`, fingerprint(t, h)), text)
+		"windows": "rolling", "min_context": 256, "cross_documents": false, "check": %s}`, fingerprint(t, h), p.Check), text)
 	none := openFolder(t, scorertest.ChangedPrior(t, func(s map[string]any) { delete(s, "special_ids") }))
 	text, err = DescribePrior(none)
 	require.NoError(t, err)

@@ -50,6 +50,8 @@ type PriorInfo struct {
 	Windows        string    `json:"windows"`
 	MinContext     int       `json:"min_context"`
 	CrossDocuments bool      `json:"cross_documents"`
+	// Check is how far the prior's scores are from the model's, as its export measured it.
+	Check json.RawMessage `json:"check,omitempty"`
 }
 
 // DescribePrior returns a prior's PriorInfo as JSON.
@@ -60,7 +62,7 @@ func DescribePrior(handle uint64) (info string, err error) {
 			return err
 		}
 		raw, err := json.Marshal(PriorInfo{p.Name, p.Fingerprint(), p.DType, p.Device, p.ContextLength, p.VocabSize, p.TokenizerSize, p.SpecialIDs, p.K,
-			p.BOS, p.Reading.Windows, p.Reading.MinContext, p.Reading.CrossDocuments})
+			p.BOS, p.Reading.Windows, p.Reading.MinContext, p.Reading.CrossDocuments, p.Check})
 		info = string(raw)
 		return err
 	})

@@ -429,3 +429,18 @@ def test_progress_on_a_terminal_and_in_a_log(monkeypatch: pytest.MonkeyPatch) ->
     assert terminal.getvalue().startswith("\r" + first + "\r[###############")
     assert terminal.getvalue().endswith("100%  80,000 tokens, 2,000 tokens/s, 0:00 left\n")
     assert log.getvalue() == " 60%  60,000 tokens, 1,935 tokens/s, 0:21 left\n"
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_the_file_says_where_its_scores_come_from(prior: toedit.Prior, tmp_path: Path, ending: str) -> None:
+    (tmp_path / "in.txt").write_text("Some text to be scored.")
+    out = tmp_path / f"out.{ending}"
+    assert main(["score", str(tmp_path / "in.txt"), "-o", str(out), "--prior", "builtin", "--keep", "0.5"]) == 0
+    schema = pq.read_schema(out) if ending == "parquet" else pa.ipc.open_file(out).schema
+    manifest = json.loads(schema.metadata[b"toedit"])
+    assert manifest["prior"]["fingerprint"] == prior.fingerprint
+    assert manifest["prior"]["check"]["decisions_that_differ"].keys() == {"0.9", "0.99", "0.999"}
+    assert (manifest["k"], manifest["keep"]) == (8, [[0.5, 1.0]])
+    assert manifest["cpu"]
+    assert manifest["optimization"] == "all"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", manifest["onnxruntime"])

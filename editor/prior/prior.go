@@ -88,7 +88,8 @@ type Prior struct {
 	Graph         Graph           `json:"graph"`
 	Memory        Memory          `json:"memory"`
 	Files         map[string]File `json:"files"`
-	Reading       Reading         `json:"-"` // how it was opened, nothing left to default
+	Check         json.RawMessage `json:"check"` // how far its scores are from the model's, as the export measured it
+	Reading       Reading         `json:"-"`     // how it was opened, nothing left to default
 
 	fingerprint string
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import sys
 from pathlib import Path
 
 from toedit._errors import MissingDependencyError
 
-__all__ = ["library", "threads"]
+__all__ = ["library", "threads", "where"]
 
 _MISSING = (
     "scoring needs ONNX Runtime, which is not installed: pip install 'toedit[cpu]' (or 'toedit[cuda]' on a machine with "
@@ -36,6 +37,14 @@ def library() -> str:
         if found:
             return str(found[-1])
     raise MissingDependencyError(_MISSING if sys.version_info >= (3, 11) else _MISSING_ON_3_10)
+
+
+def where() -> dict[str, str]:
+    """What fresh scores depend on beside the prior: the type of the CPU, ONNX Runtime's version and its optimisation level."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        cpu = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), platform.machine())
+    version = Path(library()).name.partition(".so.")[2]
+    return {"cpu": cpu, "onnxruntime": version, "optimization": "all"}
 
 
 def threads(asked: int | None, in_worker: bool) -> int:

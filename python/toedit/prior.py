@@ -157,7 +157,8 @@ class Prior:
 
     def describe(self) -> dict[str, Any]:
         """What the prior is: name, fingerprint, dtype, device, context_length, vocab_size, tokenizer_size, special_ids,
-        k (the largest k that may be stored), bos (the rule and the id), windows, min_context and cross_documents."""
+        k (the largest k that may be stored), bos (the rule and the id), windows, min_context, cross_documents and check
+        (how far its ln P is from the model's, as the export measured it)."""
         if self._about is None:
             self._about = json.loads(_bridge.call("DescribePrior", self.handle))
         return dict(self._about)

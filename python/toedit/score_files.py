@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import re
 import sys
@@ -20,11 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from toedit import _arrow
+from toedit import _arrow, _runtime
 from toedit._arrow import IDS, SCORES_TYPE
 from toedit._errors import Error, InputError
 from toedit._progress import Progress
 from toedit._sources import TEXT, Source, open_sources
+from toedit._version import __version__
 from toedit.editor import SCORES
 from toedit.prior import DEFAULT_K, DEFAULT_KEEP, WINDOWS, Prior
 
@@ -90,7 +92,7 @@ def score_files(
         raise InputError(f"k is {k}; this prior stores 1 to {limit}")
     prepare = _preparation(sources[0], prior, ids_column, text_column)
     schema = prepare(_empty(sources[0].schema)).batch.schema
-    schema = schema.append(pa.field(SCORES, SCORES_TYPE))
+    schema = schema.append(pa.field(SCORES, SCORES_TYPE)).with_metadata((schema.metadata or {}) | _manifest(prior, k, keep))
     whole, behind, totals = sum(source.size for source in sources) or 1, 0, Totals()
     with _whole(target, overwrite) as temporary, opener(temporary, schema) as writer:
         for source in sources:
@@ -117,6 +119,13 @@ def score_files(
                 share = after
             behind += source.size
     return totals
+
+
+def _manifest(prior: Prior, k: int, keep: list[tuple[float, float]] | None) -> dict[bytes, bytes]:
+    """Where the scores come from, for whoever reads the file; nothing that editing needs."""
+    kept = [(DEFAULT_KEEP, 1.0)] if keep is None else keep
+    manifest = {"toedit": __version__, "prior": prior.describe(), "k": k, "keep": kept, **_runtime.where()}
+    return {b"toedit": json.dumps(manifest).encode()}
 
 
 def _report(
