@@ -53,7 +53,7 @@ class ArrowOut:
     def __del__(self) -> None:
         # An importer marks the structures released. At the end of the process nothing can be called any more, and the system
         # takes everything back. A forked child has its own library, and leaves its parent's alone.
-        if not self._memory[_ARRAY_RELEASE] or sys is None or sys.is_finalizing():
+        if sys is None or sys.is_finalizing() or not self._memory[_ARRAY_RELEASE]:
             return
         if self._process == _native.process_token():
             # A library that has failed releases nothing more, and nobody could catch its exception here. Not by
