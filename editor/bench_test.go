@@ -165,7 +165,8 @@ func BenchmarkPhilox(b *testing.B) {
 		sink = sum
 	})
 	b.Run("stream", func(b *testing.B) {
-		s := newDrawStream([2]uint64{1, 2}, Hash128{3, 4}, 0)
+		var s drawStream
+		s.reset([2]uint64{1, 2}, Hash128{3, 4}, 0)
 		words, positions := make([]uint64, 1024), make([]int32, 1024)
 		for i := range positions {
 			positions[i] = int32(i)

@@ -20,7 +20,8 @@ func (e *Editor) draw(ep Epoch, d *Document, plan *Plan, counts *Counts) error {
 	if len(candidates) == 0 {
 		return nil
 	}
-	stream := newDrawStream(ep.key(purposeDraw), d.Key, d.Offset)
+	stream := &plan.stream
+	stream.reset(ep.key(purposeDraw), d.Key, d.Offset)
 	plan.words = slices.Grow(plan.words[:0], len(candidates))[:len(candidates)]
 	stream.fill(plan.words, candidates, s.TopPos)
 	plan.Edits = slices.Grow(plan.Edits[:0], len(candidates))

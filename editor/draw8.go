@@ -2,8 +2,8 @@ package editor
 
 import "math"
 
-// drawEights is draw's loop for a policy with k = 8, without a branch that
-// depends on chance. It decides candidates from the c-th on, and stops at one
+// drawEights is draw's loop for a policy with k = 8, with a single branch
+// that depends on chance: whether the token stays. It decides candidates from the c-th on, and stops at one
 // that is not of the common kind: the old token is the most probable one and
 // not repeated, none of the eight ids is barred, the eight log probabilities
 // are finite float16 values, and their weights do not come near to vanishing.
@@ -11,7 +11,7 @@ import "math"
 //
 // The additions are those of drawOne, in the same order.
 func (e *Editor) drawEights(d *Document, plan *Plan, c int, expected *float64) int {
-	weights, barred := e.weights, e.barred
+	weights, plain, barred := e.weights, e.plain, e.barred
 	exclude := e.policy.ExcludeOriginal
 	k := d.Scores.K
 	topPos, topIDs, topLogP := d.Scores.TopPos, d.Scores.TopIDs, d.Scores.TopLogP
@@ -27,9 +27,9 @@ func (e *Editor) drawEights(d *Document, plan *Plan, c int, expected *float64) i
 		old := d.IDs[pos]
 		ids := (*[8]int32)(topIDs[j*k:])
 		if uint32(ids[0]) != old ||
-			!eligible(barred, ids[1], old) || !eligible(barred, ids[2], old) || !eligible(barred, ids[3], old) ||
-			!eligible(barred, ids[4], old) || !eligible(barred, ids[5], old) || !eligible(barred, ids[6], old) ||
-			!eligible(barred, ids[7], old) {
+			!eligible(plain, barred, ids[1], old) || !eligible(plain, barred, ids[2], old) || !eligible(plain, barred, ids[3], old) ||
+			!eligible(plain, barred, ids[4], old) || !eligible(plain, barred, ids[5], old) || !eligible(plain, barred, ids[6], old) ||
+			!eligible(plain, barred, ids[7], old) {
 			break
 		}
 		logp := (*[8]float32)(topLogP[j*k:])
@@ -67,10 +67,10 @@ func (e *Editor) drawEights(d *Document, plan *Plan, c int, expected *float64) i
 		// The running sums do not fall, so before the first one above target
 		// are those at or below it. target < s7, because u <= 1 - 2**-53.
 		target := float64(uniform(words[c]) * s7)
-		n := atLeast(target, s0) + atLeast(target, s1) + atLeast(target, s2) + atLeast(target, s3) +
-			atLeast(target, s4) + atLeast(target, s5) + atLeast(target, s6)
 		sum += 1 - s0/s7
-		if n != 0 { // always an edit: ids[1:] differ from old
+		if target >= s0 { // an edit: ids[1:] differ from old
+			n := 1 + atLeast(target, s1) + atLeast(target, s2) + atLeast(target, s3) +
+				atLeast(target, s4) + atLeast(target, s5) + atLeast(target, s6)
 			edits[changes] = Edit{Pos: pos, Old: old, New: uint32(ids[n&7]), LogP: d.Scores.LogP[pos]}
 			changes++
 		}
@@ -81,9 +81,8 @@ func (e *Editor) drawEights(d *Document, plan *Plan, c int, expected *float64) i
 }
 
 // eligible says whether id can be drawn and is not old.
-func eligible(barred []bool, id int32, old uint32) bool {
-	i := uint(uint32(id))
-	return i < uint(len(barred)) && !barred[i] && uint32(id) != old
+func eligible(plain idRange, barred []bool, id int32, old uint32) bool {
+	return uint32(id) != old && (plain.has(uint32(id)) || uint(uint32(id)) < uint(len(barred)) && !barred[uint32(id)])
 }
 
 // atLeast is 1 where a >= b, else 0; the compiler makes no branch of it.

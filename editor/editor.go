@@ -17,6 +17,7 @@ type Vocabulary struct {
 type Editor struct {
 	policy  Policy
 	barred  []bool // for every id of the model: neither candidate nor drawn
+	plain   idRange
 	limit   uint64 // band limit, see inBand
 	weights *halfWeights
 }
@@ -53,7 +54,30 @@ func New(p Policy, v Vocabulary) (*Editor, error) {
 	return &Editor{
 		policy:  p,
 		barred:  barred,
+		plain:   longestRange(barred),
 		limit:   bandLimit(Log32Bound(p.Threshold)),
 		weights: newHalfWeights(p.Temperature),
 	}, nil
+}
+
+// idRange is the ids from first on, so many.
+type idRange struct{ first, length uint32 }
+
+func (r idRange) has(id uint32) bool { return id-r.first < r.length }
+
+// longestRange is the longest range of ids none of which is barred: nearly all of a vocabulary, whose special tokens stand at
+// its ends. A comparison tells of most ids that they are not barred; the rest are looked up.
+func longestRange(barred []bool) idRange {
+	var longest idRange
+	for first := 0; first < len(barred); {
+		end := first
+		for end < len(barred) && !barred[end] {
+			end++
+		}
+		if uint32(end-first) > longest.length {
+			longest = idRange{uint32(first), uint32(end - first)}
+		}
+		first = end + 1
+	}
+	return longest
 }

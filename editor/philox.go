@@ -46,20 +46,22 @@ func (ep Epoch) key(purpose uint16) [2]uint64 {
 // rounds to reach all four, and only one word of the last round is wanted: of
 // the twenty products fifteen are left.
 type drawStream struct {
-	keys           [philoxRounds][2]uint64
-	r1in           uint64 // round 1, word 0, but for the position
+	keys           [philoxRounds][2]uint64 // of each round; keys[0] is what they are all made from
+	r1in           uint64                  // round 1, word 0, but for the position
 	r1k            uint64
 	r2hi, r2lo     uint64 // round 2: product of its constant word 0, round key mixed into hi
 	r2word1        uint64 // round 2: its constant word 1, round key mixed in
 	positionOffset uint64
 }
 
-func newDrawStream(key [2]uint64, doc Hash128, offset uint64) drawStream {
-	var s drawStream
-	for r := range s.keys {
-		s.keys[r] = key
-		key[0] += philoxW0
-		key[1] += philoxW1
+// reset turns to a document. The stream of the document before may be used again: within an epoch the keys are the same.
+func (s *drawStream) reset(key [2]uint64, doc Hash128, offset uint64) {
+	if s.keys[0] != key || s.keys[1][0] != key[0]+philoxW0 { // another key, or none so far
+		for r := range s.keys {
+			s.keys[r] = key
+			key[0] += philoxW0
+			key[1] += philoxW1
+		}
 	}
 	// Round 0 maps (0, p, lo, hi) to (h^p^k0, l, hi^k1, 0) with h, l = M1*lo.
 	h, l := bits.Mul64(philoxM1, doc.Lo)
@@ -73,7 +75,6 @@ func newDrawStream(key [2]uint64, doc Hash128, offset uint64) drawStream {
 	s.r2lo = l2
 	s.r2word1 = l1 ^ s.keys[2][0]
 	s.positionOffset = offset
-	return s
 }
 
 // fill puts into words[c] the first word of the block of the token at index

@@ -32,6 +32,7 @@ type Plan struct {
 	candidates []int32   // indexes into TopPos
 	words      []uint64  // one random word for each of them
 	sums       []float64 // running sums of the weights of one position
+	stream     drawStream
 }
 
 // Plan decides which tokens of a document are replaced and by what, into
@@ -105,10 +106,18 @@ func (e *Editor) findCandidates(d *Document, plan *Plan) (Counts, bool) {
 	for _, j := range plan.candidates[:found] {
 		p := s.TopPos[j]
 		id := d.IDs[p]
-		if int(id) >= len(e.barred) || !(s.LogP[p] <= 0) {
+		if !(s.LogP[p] <= 0) {
 			return Counts{}, false
 		}
-		if e.barred[id] || d.Protected != nil && d.Protected[p] {
+		if !e.plain.has(id) {
+			if int(id) >= len(e.barred) {
+				return Counts{}, false
+			}
+			if e.barred[id] {
+				continue
+			}
+		}
+		if d.Protected != nil && d.Protected[p] {
 			continue
 		}
 		plan.candidates[candidates] = j
