@@ -101,7 +101,7 @@ def shared_data(request: pytest.FixtureRequest) -> Path:
     if not unpack.exists():
         pytest.skip("the data folder shared/data is not beside this checkout")
     if not hasattr(tarfile, "data_filter"):
-        pytest.skip("the data folder's archives are unpacked with tarfile's filters, which this Python does not have (3.11.4 has)")
+        pytest.skip("unpacking the data folder needs tarfile's filters, which this Python lacks (3.11.4 has them)")
     target = request.config.cache.mkdir("shared_data")
     subprocess.run([sys.executable, str(unpack), "--to", str(target), "dev"], check=True, stdout=subprocess.DEVNULL)
     return target
