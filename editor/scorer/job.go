@@ -75,8 +75,7 @@ func (s *Scorer) Start(req Request) (*Job, error) {
 	for i, p := range j.pieces {
 		positions[i] = p.positions()
 	}
-	runs, _ := s.shapes.plan(positions)
-	go j.loop(runs)
+	go j.loop(s.shapes.plan(positions))
 	return j, nil
 }
 

@@ -62,9 +62,9 @@ func (s *shapes) rows(length int) int {
 	return rows
 }
 
-// plan groups pieces into runs. positions[i] is how many positions the model reads for piece i, 1 to the context. It
-// returns the runs, longest first so that threads finish together, and the padded number of positions.
-func (s *shapes) plan(positions []int) (runs []run, padded int) {
+// plan groups pieces into runs, longest first so that threads finish together. positions[i] is how many positions the model
+// reads for piece i, 1 to the context.
+func (s *shapes) plan(positions []int) (runs []run) {
 	order := make([]int, len(positions))
 	for i := range order {
 		order[i] = i
@@ -82,10 +82,9 @@ func (s *shapes) plan(positions []int) (runs []run, padded int) {
 			r.batch = rows
 		}
 		runs = append(runs, r)
-		padded += r.batch * length
 		start = end
 	}
-	return runs, padded
+	return runs
 }
 
 func roundUp(n, multiple int) int { return (n + multiple - 1) / multiple * multiple }
