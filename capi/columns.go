@@ -123,23 +123,32 @@ func (l *typedLabels[T]) copy(rows int) columnCopy {
 	return newCopiedList(l.listColumn, rows, l.labels)
 }
 
-// logBuilder collects the edit log: a row for each change.
+// logBuilder collects the edit log: a row for each edit.
 type logBuilder struct {
 	row, position, old, new []int64
 	logp                    []float32
+	band                    []int32
 }
+
+// dropped stands in the log for the new id of a token that was taken out.
+const dropped = -1
 
 // reset empties the log and keeps its memory for the next one.
 func (l *logBuilder) reset() {
-	l.row, l.position, l.old, l.new, l.logp = l.row[:0], l.position[:0], l.old[:0], l.new[:0], l.logp[:0]
+	l.row, l.position, l.old, l.new, l.logp, l.band = l.row[:0], l.position[:0], l.old[:0], l.new[:0], l.logp[:0], l.band[:0]
 }
 
 func (l *logBuilder) add(row int, position uint64, e editor.Edit) {
 	l.row = append(l.row, int64(row))
 	l.position = append(l.position, int64(position))
 	l.old = append(l.old, int64(e.Old))
-	l.new = append(l.new, int64(e.New))
+	if e.Action == editor.Drop {
+		l.new = append(l.new, dropped)
+	} else {
+		l.new = append(l.new, int64(e.New))
+	}
 	l.logp = append(l.logp, e.LogP)
+	l.band = append(l.band, int32(e.Band))
 }
 
 func (l *logBuilder) build() *column {
@@ -150,5 +159,6 @@ func (l *logBuilder) build() *column {
 		copiedColumn("old", i64, l.old),
 		copiedColumn("new", i64, l.new),
 		copiedColumn("logp", arrow.PrimitiveTypes.Float32, l.logp),
+		copiedColumn("band", arrow.PrimitiveTypes.Int32, l.band),
 	)
 }

@@ -109,7 +109,11 @@ func Edit(handle, seed uint64, epoch uint32, a EditArgs) error {
 			unscored:         C.int64_t(r.counts.Unscored),
 			protected_tokens: C.int64_t(r.counts.Protected),
 			candidates:       C.int64_t(r.counts.Candidates),
+			unselected:       C.int64_t(r.counts.Unselected),
+			truncated:        C.int64_t(r.counts.Truncated),
 			changes:          C.int64_t(r.counts.Changes),
+			dropped:          C.int64_t(r.counts.Dropped),
+			masked:           C.int64_t(r.counts.Masked),
 			expected_changes: C.double(r.counts.Expected),
 		}
 		return nil

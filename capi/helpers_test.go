@@ -49,7 +49,11 @@ func fingerprint(t testing.TB, priorHandle uint64) string {
 }
 
 // eager is a policy that changes every candidate, of which makeScores makes many.
-var eager = editor.Policy{Threshold: 0.9, K: 4, Temperature: 1, ExcludeOriginal: true, ProtectSpecial: true, ProtectedIDs: []int64{}}
+var eager = func() editor.Policy {
+	p := editor.PaperPolicy()
+	p.Bands, p.K, p.ExcludeOriginal = editor.UpFrom(0.9), 4, true
+	return p
+}()
 
 func openPolicy(t testing.TB, priorHandle uint64, p editor.Policy) uint64 {
 	text, err := json.Marshal(p)

@@ -206,7 +206,7 @@ func TestScoreThenEdit(t *testing.T) {
 	trackUsage(t)
 	scorer, prior := bundledScorer(t, 2)
 	policy := eager
-	policy.Threshold = 0.02
+	policy.Bands = editor.UpFrom(0.02)
 	handle := openPolicy(t, prior, policy)
 	rows := repeats(60, 5, 0, 90)
 	ids := fromJSON(t, arrow.LargeListOf(i32), asJSON(t, rows))
@@ -239,7 +239,7 @@ func TestScoreThenEdit(t *testing.T) {
 	assert.Equal(t, total, e.counts)
 
 	wider := policy
-	wider.Threshold = 0.002
+	wider.Bands = editor.UpFrom(0.002)
 	_, err := call(t, openPolicy(t, prior, wider), 2, 1, newForeign(t, structOfColumns(t, namedColumn{"input_ids", ids}, namedColumn{"scores", scores})))
 	requireKind(t, err, Scores, "lacks position")
 	larger := policy
@@ -257,7 +257,9 @@ func TestOverlongRowsAreCounted(t *testing.T) {
 	scorer, err := OpenScorer(prior, library, `{"threads": 1}`)
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, Close(scorer)) }()
-	handle := openPolicy(t, prior, editor.Policy{Threshold: 0.01, K: 4, Temperature: 1, ExcludeOriginal: true, ProtectedIDs: []int64{}})
+	open := eager
+	open.Bands, open.ProtectSpecial = editor.UpFrom(0.01), false
+	handle := openPolicy(t, prior, open)
 	rows := repeats(16, 17, 0, 40, 3)
 	ids := fromJSON(t, arrow.ListOf(i32), asJSON(t, rows))
 	scores := mustScore(t, scorer, newForeign(t, structOfColumns(t, namedColumn{"input_ids", ids})), keepAll)

@@ -75,9 +75,13 @@ struct toedit_counts {
   int64_t overlong_rows;    /* rows whose end lies beyond the prior's context and stays as it is */
   int64_t tokens;           /* padding left out */
   int64_t unscored;
-  int64_t protected_tokens; /* in the band, but protected */
-  int64_t candidates;
-  int64_t changes;
+  int64_t protected_tokens; /* in a band, but protected */
+  int64_t candidates;       /* in a band, and not protected */
+  int64_t unselected;       /* candidates that max_edit_rate or edit_probability left alone */
+  int64_t truncated;        /* candidates that stay because too little is stored to find the top_p of them */
+  int64_t changes;          /* candidates whose id differs after the draw */
+  int64_t dropped;          /* candidates taken out */
+  int64_t masked;           /* candidates whose label is to be -100 */
   double expected_changes;
 };
 
@@ -116,7 +120,8 @@ int32_t toedit_editor_open(uint64_t prior, toedit_cchar* policy, uint64_t* edito
 /* Edits rows. batch: a struct array with the columns input_ids, scores (as toedit_score makes them) and optionally
  * attention_mask, labels (-100: not edited), protected_mask, special_tokens_mask (1: not edited), key (utf8 or int64)
  * and offset (int64). out: a struct array with input_ids and, if given, labels, in the types that came in.
- * log: a struct array with a row for each change: row, position, old, new, logp. */
+ * log: a struct array with a row for each edit: row, position, old, new (-1 where the token is dropped), logp, band
+ * (index in the policy's bands). */
 int32_t toedit_edit(uint64_t editor, uint64_t seed, uint32_t epoch, struct ArrowArray* batch,
                     struct ArrowSchema* schema, struct ArrowArray* out, struct ArrowSchema* out_schema,
                     struct ArrowArray* log, struct ArrowSchema* log_schema, struct toedit_counts* counts,

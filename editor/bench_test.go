@@ -103,7 +103,7 @@ func benchPlan(b *testing.B, docs []Document, p Policy) {
 	reportTokens(b, tokens, best)
 }
 
-var paperPolicy = Policy{Threshold: 0.99, K: 8, Temperature: 1, ProtectSpecial: true}
+var paperPolicy = PaperPolicy()
 
 func BenchmarkPlan64x512(b *testing.B) {
 	docs := benchRows(64, 512, 8)

@@ -6,10 +6,14 @@ type Counts struct {
 	Tokens     int64
 	Scored     int64   // tokens with a log probability
 	Unscored   int64   // tokens without: null in the scores
-	Protected  int64   // tokens in the band that may not be edited
-	Candidates int64   // tokens in the band that may
+	Protected  int64   // tokens in a band that may not be edited
+	Candidates int64   // tokens in a band that may
+	Unselected int64   // candidates that MaxEditRate or EditProbability left alone
+	Truncated  int64   // candidates that stay because too little of the distribution is stored to find the TopP of it
 	Changes    int64   // candidates whose id differs after the draw
-	Expected   float64 // sum over candidates of one minus the probability of keeping
+	Dropped    int64   // candidates taken out
+	Masked     int64   // candidates whose label is to be -100
+	Expected   float64 // sum over candidates that are drawn of one minus the probability of keeping
 }
 
 // Add adds the counts of another document. The order in which documents are
@@ -20,6 +24,10 @@ func (c *Counts) Add(o Counts) {
 	c.Unscored += o.Unscored
 	c.Protected += o.Protected
 	c.Candidates += o.Candidates
+	c.Unselected += o.Unselected
+	c.Truncated += o.Truncated
 	c.Changes += o.Changes
+	c.Dropped += o.Dropped
+	c.Masked += o.Masked
 	c.Expected += o.Expected
 }

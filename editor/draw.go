@@ -3,6 +3,8 @@ package editor
 import (
 	"math"
 	"slices"
+
+	"toedit/editor/vocab"
 )
 
 // leastExponent: where the largest exponent is below it, all are taken
@@ -13,7 +15,7 @@ const leastExponent = -600
 // leastExponent: MaxK * exp(-600) is about 1e-257.
 const leastSum = 1e-250
 
-// draw decides the candidates: plan.Edits and the rest of counts.
+// draw draws the candidates in plan.candidates: plan.Edits and what of counts comes of them.
 func (e *Editor) draw(ep Epoch, d *Document, plan *Plan, counts *Counts) error {
 	s := &d.Scores
 	candidates := plan.candidates
@@ -26,8 +28,9 @@ func (e *Editor) draw(ep Epoch, d *Document, plan *Plan, counts *Counts) error {
 	stream.fill(plan.words, candidates, s.TopPos)
 	plan.Edits = slices.Grow(plan.Edits[:0], len(candidates))
 	expected := 0.0
+	eights := e.drawsEights()
 	for c := 0; c < len(candidates); c++ {
-		if e.policy.K == 8 {
+		if eights {
 			if c = e.drawEights(d, plan, c, &expected); c == len(candidates) {
 				break
 			}
@@ -35,13 +38,16 @@ func (e *Editor) draw(ep Epoch, d *Document, plan *Plan, counts *Counts) error {
 		j := int(candidates[c])
 		pos := s.TopPos[j]
 		old := d.IDs[pos]
-		drawn, keep, err := e.drawOne(s, j, old, uniform(plan.words[c]), plan)
+		drawn, err := e.drawOne(s, j, old, uniform(plan.words[c]), plan)
 		if err != nil {
 			return err
 		}
-		expected += 1 - keep
-		if drawn != old {
-			plan.Edits = append(plan.Edits, Edit{Pos: pos, Old: old, New: drawn, LogP: s.LogP[pos]})
+		expected += 1 - drawn.keep
+		if drawn.truncated {
+			counts.Truncated++
+		}
+		if drawn.id != old {
+			plan.Edits = append(plan.Edits, Edit{Pos: pos, Old: old, New: drawn.id, LogP: s.LogP[pos], Band: e.bands[0].index})
 		}
 	}
 	counts.Changes = int64(len(plan.Edits))
@@ -49,37 +55,44 @@ func (e *Editor) draw(ep Epoch, d *Document, plan *Plan, counts *Counts) error {
 	return nil
 }
 
-// drawOne draws the token for stored position j with the uniform number u. It
-// returns the token and the probability of keeping the old one.
-func (e *Editor) drawOne(s *Scores, j int, old uint32, u float64, plan *Plan) (uint32, float64, error) {
+// outcome is what a draw gave.
+type outcome struct {
+	id        uint32
+	keep      float64 // probability of keeping the old one
+	truncated bool    // it stays because the nucleus could not be found
+}
+
+// drawOne draws the token for stored position j with the uniform number u.
+func (e *Editor) drawOne(s *Scores, j int, old uint32, u float64, plan *Plan) (outcome, error) {
 	k := e.policy.K
 	ids := s.TopIDs[j*s.K:][:k]
 	logp := s.TopLogP[j*s.K:][:k]
-	plan.sums = slices.Grow(plan.sums[:0], k)[:k]
-	sums := plan.sums
+	plan.sums = slices.Grow(plan.sums[:0], 2*k)[:2*k]
+	weights, sums := plan.sums[:k], plan.sums[k:]
+	barred, table := e.barred, e.weights
+	stays := outcome{id: old, keep: 1}
 
-	barred, weights := e.barred, e.weights
-	exclude := e.policy.ExcludeOriginal
-	sum, ofOld := 0.0, 0.0
 	damaged := false
 	for i, id := range ids {
 		if uint(uint32(id)) >= uint(len(barred)) {
-			return 0, 0, scoresErrorf("topk_ids", "has id %d at position %d; the prior's vocabulary ends at %d: score again with this prior", id, s.TopPos[j], len(barred)-1)
+			return stays, scoresErrorf("topk_ids", "has id %d at position %d; the prior's vocabulary ends at %d: score again with this prior", id, s.TopPos[j], len(barred)-1)
 		}
-		w := weights.weight(logp[i])
+		w := table.weight(logp[i])
 		damaged = damaged || w != w
-		if barred[uint32(id)] || exclude && uint32(id) == old {
-			w = 0
-		}
-		sum += w
-		if uint32(id) == old {
-			ofOld += w
-		}
-		sums[i] = sum
+		weights[i] = w
 	}
 	if damaged {
-		return 0, 0, whatIsDamaged(logp, s.TopPos[j])
+		return stays, whatIsDamaged(logp, s.TopPos[j])
 	}
+	if e.nucleus != nil {
+		size, ok := e.nucleus.size(ids, logp, weights, old, s.LogP[s.TopPos[j]])
+		if !ok {
+			stays.truncated = true
+			return stays, nil
+		}
+		ids, logp, weights, sums = ids[:size], logp[:size], weights[:size], sums[:size]
+	}
+	sum, ofOld := e.addUp(sums, weights, ids, old)
 	if sum < leastSum {
 		most := math.Inf(-1) // the largest log probability that may be drawn
 		for i, id := range ids {
@@ -88,27 +101,80 @@ func (e *Editor) drawOne(s *Scores, j int, old uint32, u float64, plan *Plan) (u
 			}
 		}
 		if math.IsInf(most, -1) {
-			return old, 1, nil // nothing to draw from
+			return stays, nil // nothing to draw from
 		}
 		if most/e.policy.Temperature < leastExponent {
-			sum, ofOld = 0, 0
-			for i, id := range ids {
-				if e.mayDraw(id, old) {
-					w := expNeg((float64(logp[i]) - most) / e.policy.Temperature)
-					sum += w
-					if uint32(id) == old {
-						ofOld += w
-					}
-				}
-				sums[i] = sum
+			for i := range ids {
+				weights[i] = expNeg(min(0, (float64(logp[i])-most)/e.policy.Temperature))
 			}
+			sum, ofOld = e.addUp(sums, weights, ids, old)
 		}
 	}
-	return uint32(ids[pick(sums, float64(u*sum))]), ofOld / sum, nil
+	if e.policy.RejectionTries == 0 {
+		return outcome{id: uint32(ids[pick(sums, float64(u*sum))]), keep: ofOld / sum}, nil
+	}
+	return e.propose(ids, sums, weights, old, ofOld/sum, u), nil
+}
+
+// addUp makes running sums of the weights of the choices that may be drawn, and returns the last one and the old id's
+// weight. The weights of those that may not become 0.
+func (e *Editor) addUp(sums, weights []float64, ids []int32, old uint32) (sum, ofOld float64) {
+	for i, id := range ids {
+		if !e.mayDraw(id, old) {
+			weights[i] = 0
+		}
+		sum += weights[i]
+		if uint32(id) == old {
+			ofOld += weights[i]
+		}
+		sums[i] = sum
+	}
+	return sum, ofOld
+}
+
+// propose is the outcome of proposals that are rejected while they are the old id, which has the share q of the weights. The
+// old id is left with the probability that all of them are, and the others share the rest in proportion to their weights: one
+// random number decides as those of all the proposals would.
+func (e *Editor) propose(ids []int32, sums, weights []float64, old uint32, q, u float64) outcome {
+	stays := outcome{id: old, keep: power(q, e.policy.RejectionTries)}
+	if u < stays.keep {
+		return stays
+	}
+	sum := 0.0
+	last := -1
+	for i, id := range ids {
+		if uint32(id) != old && weights[i] > 0 {
+			sum += weights[i]
+			last = i
+		}
+		sums[i] = sum
+	}
+	if last < 0 {
+		return stays
+	}
+	// Rounding can bring the target up to the sum, which the last choice that has a weight then answers for.
+	target := float64((u - stays.keep) / (1 - stays.keep) * sum)
+	return outcome{id: uint32(ids[min(pick(sums, target), last)]), keep: stays.keep}
+}
+
+// power is q to the n-th, multiplied one by one.
+func power(q float64, n int) float64 {
+	product := 1.0
+	for range n {
+		product = float64(product * q)
+	}
+	return product
 }
 
 func (e *Editor) mayDraw(id int32, old uint32) bool {
-	return !e.barred[id] && !(e.policy.ExcludeOriginal && uint32(id) == old)
+	return !e.barred[id] && !(e.policy.ExcludeOriginal && uint32(id) == old) && !(e.policy.WholeWords && !e.sameBoundary(uint32(id), old))
+}
+
+// sameBoundary says whether both tokens begin a word, or continue one, or do neither.
+func (e *Editor) sameBoundary(a, b uint32) bool {
+	const boundary = vocab.BeginsWord | vocab.Continues
+	text := e.vocabulary.Text
+	return text.Traits(a)&boundary == text.Traits(b)&boundary
 }
 
 // pick is the first index whose running sum is above target, which is the

@@ -2,6 +2,11 @@ package editor
 
 import "math"
 
+// drawsEights says whether drawEights knows the policy.
+func (e *Editor) drawsEights() bool {
+	return e.policy.K == 8 && !e.policy.WholeWords && (e.nucleus == nil || e.policy.Temperature == 1)
+}
+
 // drawEights is draw's loop for a policy with k = 8, with a single branch
 // that depends on chance: whether the token stays. It decides candidates from the c-th on, and stops at one
 // that is not of the common kind: the old token is the most probable one and
@@ -13,6 +18,12 @@ import "math"
 func (e *Editor) drawEights(d *Document, plan *Plan, c int, expected *float64) int {
 	weights, plain, barred := e.weights, e.plain, e.barred
 	exclude := e.policy.ExcludeOriginal
+	rejects := e.policy.RejectionTries > 0 && !exclude
+	sure := uint64(0) // keys below it are the whole nucleus
+	if e.nucleus != nil {
+		sure = e.nucleus.alone
+	}
+	special := rejects || e.nucleus != nil
 	k := d.Scores.K
 	topPos, topIDs, topLogP := d.Scores.TopPos, d.Scores.TopIDs, d.Scores.TopLogP
 	candidates := plan.candidates
@@ -66,7 +77,23 @@ func (e *Editor) drawEights(d *Document, plan *Plan, c int, expected *float64) i
 		}
 		// The running sums do not fall, so before the first one above target
 		// are those at or below it. target < s7, because u <= 1 - 2**-53.
-		target := float64(uniform(words[c]) * s7)
+		u := uniform(words[c])
+		if special {
+			// The old token is the whole nucleus, or stays for all that the proposals are worth; what else comes of either is rare.
+			keep := 1.0
+			if keyOf(d.Scores.LogP[pos]) >= sure {
+				if !rejects || e.nucleus != nil {
+					break
+				}
+				keep = power(s0/s7, e.policy.RejectionTries)
+				if !(u < keep) {
+					break
+				}
+			}
+			sum += 1 - keep
+			continue
+		}
+		target := float64(u * s7)
 		sum += 1 - s0/s7
 		if target >= s0 { // an edit: ids[1:] differ from old
 			n := 1 + atLeast(target, s1) + atLeast(target, s2) + atLeast(target, s3) +

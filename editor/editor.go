@@ -3,6 +3,8 @@ package editor
 import (
 	"math"
 	"slices"
+
+	"toedit/editor/vocab"
 )
 
 // Vocabulary says which ids there are and which of them are special.
@@ -10,16 +12,21 @@ type Vocabulary struct {
 	ModelSize     int      // the model's ids are 0..ModelSize-1
 	TokenizerSize int      // the tokenizer's are 0..TokenizerSize-1; the rest are protected
 	Special       []uint32 // special and added tokens
+	// Text is what tokens look like; nil will do where the policy does not ask ([Policy.NeedsText]).
+	Text *vocab.Table
 }
 
 // Editor is a policy compiled for a vocabulary. It does not change and is safe
 // for concurrent use.
 type Editor struct {
-	policy  Policy
-	barred  []bool // for every id of the model: neither candidate nor drawn
-	plain   idRange
-	limit   uint64 // band limit, see inBand
-	weights *halfWeights
+	policy     Policy
+	vocabulary Vocabulary
+	barred     []bool // for every id of the model: neither candidate nor drawn
+	plain      idRange
+	bands      []keyBand    // by falling P
+	weights    *halfWeights // exp(a / temperature)
+	nucleus    *nucleus     // nil where TopP is 1
+	protects   bool         // whether protectText has something to say
 }
 
 // New compiles a policy: most of a millisecond, for the weights.
@@ -50,15 +57,32 @@ func New(p Policy, v Vocabulary) (*Editor, error) {
 		}
 		barred[id] = true
 	}
+	if p.NeedsText() {
+		if v.Text == nil {
+			return nil, policyErrorf("vocabulary", "has no text of its tokens, which whole_words and what protects by text need; use a prior with a tokenizer.json")
+		}
+		barByText(&p, v.Text, barred)
+	}
+	p.Bands = slices.Clone(p.Bands)
 	p.ProtectedIDs = slices.Clone(p.ProtectedIDs)
-	return &Editor{
-		policy:  p,
-		barred:  barred,
-		plain:   longestRange(barred),
-		limit:   bandLimit(Log32Bound(p.Threshold)),
-		weights: newHalfWeights(p.Temperature),
-	}, nil
+	p.ProtectedWords = slices.Clone(p.ProtectedWords)
+	e := &Editor{
+		policy:     p,
+		vocabulary: v,
+		barred:     barred,
+		plain:      longestRange(barred),
+		bands:      newKeyBands(p.Bands),
+		weights:    newHalfWeights(p.Temperature),
+		protects:   p.ProtectSubwords || p.ProtectCode || len(p.ProtectedWords) > 0 || p.ProtectFirst > 0,
+	}
+	if p.TopP < 1 {
+		e.nucleus = newNucleus(&p, e.weights, v.ModelSize)
+	}
+	return e, nil
 }
+
+// Policy is what the editor was made from.
+func (e *Editor) Policy() Policy { return e.policy }
 
 // idRange is the ids from first on, so many.
 type idRange struct{ first, length uint32 }

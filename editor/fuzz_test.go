@@ -54,12 +54,22 @@ func (r *fuzzReader) logp() float32 {
 
 func (r *fuzzReader) policy() Policy {
 	flags := r.byte()
-	p := Policy{
-		Threshold:       []float64{0.99, 0.5, 1e-3, 1}[flags&3],
-		K:               []int{8, 8, 1, 3}[flags>>2&3],
-		Temperature:     []float64{1, 1.5, 1e-3, 5e-324}[flags>>4&3],
-		ExcludeOriginal: flags>>6&1 == 0,
-		ProtectSpecial:  flags>>7 == 0,
+	p := PaperPolicy()
+	p.Bands = UpFrom([]float64{0.99, 0.5, 1e-3, 1}[flags&3])
+	p.K = []int{8, 8, 1, 3}[flags>>2&3]
+	p.Temperature = []float64{1, 1.5, 1e-3, 5e-324}[flags>>4&3]
+	p.ExcludeOriginal = flags>>6&1 == 0
+	p.ProtectSpecial = flags>>7 == 0
+	flags = r.byte()
+	p.TopP = []float64{1, 0.99, 0.9, 0.5}[flags&3]
+	p.RejectionTries = []int{0, 0, 1, 8}[flags>>2&3]
+	p.EditProbability = []float64{1, 1, 0.5, 0.01}[flags>>4&3]
+	p.MaxEditRate = []float64{1, 1, 0.1, 0.02}[flags>>6&3]
+	flags = r.byte()
+	p.MaxEditOrder = []string{OrderHighest, OrderRandom}[flags&1]
+	p.ProtectFirst = []int{0, 0, 0, 3}[flags>>1&3]
+	if flags>>3&1 != 0 {
+		p.Bands = append(p.Bands, Band{Low: 1e-4, High: p.Bands[0].Low / 2, Closed: flags>>4&1 != 0, Action: Action(flags >> 5 % 3)})
 	}
 	for b := r.byte(); b&15 != 0; b-- {
 		p.ProtectedIDs = append(p.ProtectedIDs, int64(r.byte()%testModelSize))
@@ -174,26 +184,43 @@ func FuzzPlan(f *testing.F) {
 
 // planSlowly is Plan without its short ways.
 func (e *Editor) planSlowly(ep Epoch, d *Document, plan *Plan) (Counts, error) {
-	if err := d.Scores.check(d, e.policy.K); err != nil {
+	if err := d.Scores.check(d, e.leastK()); err != nil {
 		return Counts{}, err
 	}
-	counts, err := e.findCandidatesSlowly(d, plan)
+	protected := d.Protected
+	if e.protects {
+		protected = e.protect(d, plan)
+	}
+	counts, err := e.findAll(d, protected, plan)
 	if err != nil {
 		return Counts{}, err
 	}
-	for _, j := range plan.candidates {
-		pos := d.Scores.TopPos[j]
-		block := Philox4x64(ep.key(purposeDraw), [4]uint64{0, uint64(pos) + d.Offset, d.Key.Lo, d.Key.Hi})
-		drawn, keep, err := e.drawOne(&d.Scores, int(j), d.IDs[pos], uniform(block[0]), plan)
-		if err != nil {
-			plan.Edits = nil
-			return Counts{}, err
-		}
-		counts.Expected += 1 - keep
-		if drawn != d.IDs[pos] {
+	e.limitAmount(ep, d, plan, &counts)
+	for _, f := range plan.found {
+		edit := Edit{Pos: f.pos, Old: d.IDs[f.pos], New: d.IDs[f.pos], LogP: d.Scores.LogP[f.pos], Band: f.band, Action: e.policy.Bands[f.band].Action}
+		switch edit.Action {
+		case Drop:
+			counts.Dropped++
+		case MaskLoss:
+			counts.Masked++
+		case Resample:
+			block := Philox4x64(ep.key(purposeDraw), [4]uint64{0, uint64(f.pos) + d.Offset, d.Key.Lo, d.Key.Hi})
+			drawn, err := e.drawOne(&d.Scores, int(f.stored), edit.Old, uniform(block[0]), plan)
+			if err != nil {
+				plan.Edits = nil
+				return Counts{}, err
+			}
+			counts.Expected += 1 - drawn.keep
+			if drawn.truncated {
+				counts.Truncated++
+			}
+			if drawn.id == edit.Old {
+				continue
+			}
+			edit.New = drawn.id
 			counts.Changes++
-			plan.Edits = append(plan.Edits, Edit{Pos: pos, Old: d.IDs[pos], New: drawn, LogP: d.Scores.LogP[pos]})
 		}
+		plan.Edits = append(plan.Edits, edit)
 	}
 	return counts, nil
 }

@@ -75,7 +75,7 @@ func TestGoldens(t *testing.T) {
 		t.Run(g.Name, func(t *testing.T) {
 			p, err := ParsePolicy(g.Policy)
 			require.NoError(t, err)
-			e, err := New(p, Vocabulary(g.Vocabulary))
+			e, err := New(p, Vocabulary{ModelSize: g.Vocabulary.ModelSize, TokenizerSize: g.Vocabulary.TokenizerSize, Special: g.Vocabulary.Special})
 			require.NoError(t, err)
 			d := g.document(t)
 			edits, counts := mustPlan(t, e, g.Epoch, d)

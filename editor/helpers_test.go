@@ -66,7 +66,8 @@ var testVocabulary = Vocabulary{ModelSize: testModelSize, TokenizerSize: testTok
 
 // testPolicy changes the paper's policy.
 func testPolicy(change func(*Policy)) Policy {
-	p := Policy{Threshold: 0.99, K: testK, Temperature: 1, ProtectSpecial: true}
+	p := PaperPolicy()
+	p.K = testK
 	if change != nil {
 		change(&p)
 	}

@@ -31,9 +31,13 @@ func Philox4x64(key [2]uint64, ctr [4]uint64) [4]uint64 {
 	return ctr
 }
 
-// purposeDraw is the purpose, in the key's low 16 bits, of the words that draw
-// tokens.
-const purposeDraw = 0
+// Purposes, in the low 16 bits of the key, keep the words apart that
+// are for different decisions.
+const (
+	purposeDraw        = 0 // draws tokens
+	purposeProbability = 1 // decides which candidates are drawn
+	purposeOrder       = 2 // orders candidates where there are too many
+)
 
 // key is the Philox key of an epoch for one purpose.
 func (ep Epoch) key(purpose uint16) [2]uint64 {

@@ -29,10 +29,16 @@ type Epoch struct {
 type Plan struct {
 	Edits []Edit // ascending positions
 
-	candidates []int32   // indexes into TopPos
+	candidates []int32   // indexes into TopPos of what is drawn
 	words      []uint64  // one random word for each of them
 	sums       []float64 // running sums of the weights of one position
 	stream     drawStream
+
+	// What the general way needs besides.
+	found     []found
+	protected []bool
+	merged    []Edit
+	amount    amountScratch
 }
 
 // Plan decides which tokens of a document are replaced and by what, into
@@ -45,31 +51,120 @@ type Plan struct {
 // that are no float16 values.
 func (e *Editor) Plan(ep Epoch, d *Document, plan *Plan) (Counts, error) {
 	plan.Edits = plan.Edits[:0]
-	if err := d.Scores.check(d, e.policy.K); err != nil {
-		return Counts{}, err
-	}
-	counts, ok := e.findCandidates(d, plan)
-	if !ok {
-		var err error
-		if counts, err = e.findCandidatesSlowly(d, plan); err != nil {
-			return Counts{}, err
-		}
-	}
-	if err := e.draw(ep, d, plan, &counts); err != nil {
+	counts, err := e.plan(ep, d, plan)
+	if err != nil {
 		plan.Edits = plan.Edits[:0]
 		return Counts{}, err
 	}
 	return counts, nil
 }
 
-// findCandidates puts the candidates' indexes in TopPos into plan.candidates.
-// It is false where anything is out of the ordinary.
+func (e *Editor) plan(ep Epoch, d *Document, plan *Plan) (Counts, error) {
+	if err := d.Scores.check(d, e.leastK()); err != nil {
+		return Counts{}, err
+	}
+	protected := d.Protected
+	if e.protects {
+		protected = e.protect(d, plan)
+	}
+	simple := e.simple()
+	if simple {
+		if counts, ok := e.findCandidates(d, protected, plan); ok {
+			return counts, e.draw(ep, d, plan, &counts)
+		}
+	}
+	counts, err := e.findAll(d, protected, plan)
+	if err != nil {
+		return Counts{}, err
+	}
+	if !simple {
+		e.limitAmount(ep, d, plan, &counts)
+	}
+	e.listDrawn(plan)
+	if err := e.draw(ep, d, plan, &counts); err != nil {
+		return Counts{}, err
+	}
+	if !simple {
+		e.merge(d, plan, &counts)
+	}
+	return counts, nil
+}
+
+// simple says whether all candidates are drawn and are all that is above one limit: the policy of the paper and most
+// others. [Editor.findCandidates] is for them.
+func (e *Editor) simple() bool {
+	return len(e.bands) == 1 && e.bands[0].start == 0 && e.bands[0].action == Resample &&
+		e.policy.EditProbability == 1 && e.policy.MaxEditRate == 1
+}
+
+// leastK is how many choices must be stored for a position.
+func (e *Editor) leastK() int {
+	if e.policy.Resamples() {
+		return e.policy.K
+	}
+	return 0
+}
+
+// protect adds to the document's protected marks what the policy protects by position and text.
+func (e *Editor) protect(d *Document, plan *Plan) []bool {
+	n := len(d.IDs)
+	plan.protected = slices.Grow(plan.protected[:0], n)[:n]
+	clear(plan.protected)
+	copy(plan.protected, d.Protected)
+	e.protectText(d, plan.protected)
+	return plan.protected
+}
+
+// found is a candidate.
+type found struct {
+	pos    int32
+	stored int32 // index into TopPos, where it is to be drawn
+	band   uint8
+}
+
+// listDrawn lists in plan.candidates what of plan.found is to be drawn.
+func (e *Editor) listDrawn(plan *Plan) {
+	plan.candidates = plan.candidates[:0]
+	for _, f := range plan.found {
+		if e.policy.Bands[f.band].Action == Resample {
+			plan.candidates = append(plan.candidates, f.stored)
+		}
+	}
+}
+
+// merge puts what is dropped or masked between the changes, in order of position, and names the bands.
+func (e *Editor) merge(d *Document, plan *Plan, counts *Counts) {
+	plan.merged = slices.Grow(plan.merged[:0], len(plan.found))
+	changes := plan.Edits
+	for _, f := range plan.found {
+		switch action := e.policy.Bands[f.band].Action; action {
+		case Resample:
+			if len(changes) > 0 && changes[0].Pos == f.pos {
+				changes[0].Band = f.band
+				plan.merged = append(plan.merged, changes[0])
+				changes = changes[1:]
+			}
+		default:
+			id := d.IDs[f.pos]
+			plan.merged = append(plan.merged, Edit{Pos: f.pos, Old: id, New: id, LogP: d.Scores.LogP[f.pos], Band: f.band, Action: action})
+			if action == Drop {
+				counts.Dropped++
+			} else {
+				counts.Masked++
+			}
+		}
+	}
+	plan.Edits, plan.merged = plan.merged, plan.Edits
+}
+
+// findCandidates puts the candidates' indexes in TopPos into plan.candidates,
+// for simple policies. It is false where anything is out of the ordinary.
 //
 // It counts what is in the band, lists what is stored and in the band, and
 // compares the two numbers. Neither loop has a branch that depends on data.
-func (e *Editor) findCandidates(d *Document, plan *Plan) (Counts, bool) {
+func (e *Editor) findCandidates(d *Document, protected []bool, plan *Plan) (Counts, bool) {
 	s := &d.Scores
-	limit := e.limit
+	limit := e.bands[0].end
 	n := len(d.IDs)
 	inBand := countBelow(limit, s.LogP)
 
@@ -117,7 +212,7 @@ func (e *Editor) findCandidates(d *Document, plan *Plan) (Counts, bool) {
 				continue
 			}
 		}
-		if d.Protected != nil && d.Protected[p] {
+		if protected != nil && protected[p] {
 			continue
 		}
 		plan.candidates[candidates] = j
@@ -150,9 +245,9 @@ func listBelow(list, pos []int32, logp []float32, limit uint64) (int, bool) {
 	return found, true
 }
 
-// findCandidatesSlowly is findCandidates for every case, one position after
-// the other, and says what is wrong.
-func (e *Editor) findCandidatesSlowly(d *Document, plan *Plan) (Counts, error) {
+// findAll puts the candidates into plan.found, for every policy and every case,
+// one position after the other, and says what is wrong.
+func (e *Editor) findAll(d *Document, protected []bool, plan *Plan) (Counts, error) {
 	s := &d.Scores
 	n := len(d.IDs)
 	last := -1
@@ -166,7 +261,7 @@ func (e *Editor) findCandidatesSlowly(d *Document, plan *Plan) (Counts, error) {
 		last = int(p)
 	}
 	counts := Counts{Tokens: int64(n)}
-	plan.candidates = plan.candidates[:0]
+	plan.found = plan.found[:0]
 	j := 0
 	for i, v := range s.LogP {
 		stored := -1
@@ -182,22 +277,24 @@ func (e *Editor) findCandidatesSlowly(d *Document, plan *Plan) (Counts, error) {
 		if !(v <= 0) {
 			return Counts{}, scoresErrorf("logp", "is %v at position %d; a log probability is 0 or below, null where there is none; score again", v, i)
 		}
-		if below(e.limit, v) == 0 {
+		band := e.bandOf(v)
+		if band == nil {
 			continue
 		}
 		id := d.IDs[i]
 		if int64(id) >= int64(len(e.barred)) {
 			return Counts{}, scoresErrorf("input_ids", "is %d at position %d; the prior's vocabulary ends at %d: use a prior with your tokenizer", id, i, len(e.barred)-1)
 		}
-		if e.barred[id] || d.Protected != nil && d.Protected[i] {
+		if e.barred[id] || protected != nil && protected[i] {
 			counts.Protected++
 			continue
 		}
-		if stored < 0 {
-			return Counts{}, scoresErrorf("topk_pos", "lacks position %d, whose logp of %v is in the policy's band (P >= %v): score with keep=policy, or raise the threshold", i, v, e.policy.Threshold)
+		if stored < 0 && band.action == Resample {
+			return Counts{}, scoresErrorf("topk_pos", "lacks position %d, whose logp of %v is in the policy's band %v: score with keep=policy, or choose a narrower band",
+				i, v, e.policy.Bands[band.index])
 		}
 		counts.Candidates++
-		plan.candidates = append(plan.candidates, int32(stored))
+		plan.found = append(plan.found, found{int32(i), int32(stored), band.index})
 	}
 	return counts, nil
 }

@@ -15,29 +15,58 @@ import (
 func policies() map[string]func(*Policy) {
 	return map[string]func(*Policy){
 		"paper":       nil,
-		"exclude":     func(p *Policy) { p.Threshold, p.ExcludeOriginal = 0.9, true },
-		"low band":    func(p *Policy) { p.Threshold, p.Temperature = 0.3, 1.5 },
-		"k 3":         func(p *Policy) { p.Threshold, p.K, p.Temperature = 0.3, 3, 2 },
-		"unprotected": func(p *Policy) { p.Threshold, p.Temperature, p.ProtectSpecial = 0.5, 3, false },
-		"protected":   func(p *Policy) { p.Threshold, p.Temperature, p.ProtectedIDs = 0.5, 3, []int64{2, 3, 4, 5, 6, 7, 8, 9} },
-		"cold":        func(p *Policy) { p.Threshold, p.Temperature = 0.3, 1e-4 },
+		"exclude":     func(p *Policy) { p.Bands, p.ExcludeOriginal = UpFrom(0.9), true },
+		"low band":    func(p *Policy) { p.Bands, p.Temperature = UpFrom(0.3), 1.5 },
+		"k 3":         func(p *Policy) { p.Bands, p.K, p.Temperature = UpFrom(0.3), 3, 2 },
+		"unprotected": func(p *Policy) { p.Bands, p.Temperature, p.ProtectSpecial = UpFrom(0.5), 3, false },
+		"protected": func(p *Policy) {
+			p.Bands, p.Temperature, p.ProtectedIDs = UpFrom(0.5), 3, []int64{2, 3, 4, 5, 6, 7, 8, 9}
+		},
+		"cold":                 func(p *Policy) { p.Bands, p.Temperature = UpFrom(0.3), 1e-4 },
+		"nucleus":              func(p *Policy) { p.Bands, p.TopP = UpFrom(0.3), 0.95 },
+		"nucleus, others":      func(p *Policy) { p.Bands, p.TopP, p.ExcludeOriginal = UpFrom(0.3), 0.999, true },
+		"nucleus, hot":         func(p *Policy) { p.Bands, p.TopP, p.Temperature = UpFrom(0.3), 0.5, 1.5 },
+		"nucleus, cold":        func(p *Policy) { p.Bands, p.TopP, p.Temperature = UpFrom(0.3), 0.99, 0.7 },
+		"rejection":            func(p *Policy) { p.Bands, p.RejectionTries, p.Temperature = UpFrom(0.5), 3, 1.5 },
+		"rejection in nucleus": func(p *Policy) { p.Bands, p.RejectionTries, p.TopP = UpFrom(0.3), 3, 0.95 },
+		"amount": func(p *Policy) {
+			p.Bands, p.EditProbability, p.MaxEditRate, p.ExcludeOriginal = UpFrom(0.5), 0.5, 0.1, true
+		},
+		"random amount": func(p *Policy) { p.MaxEditRate, p.MaxEditOrder, p.ExcludeOriginal = 0.1, OrderRandom, true },
+		"bands": func(p *Policy) {
+			p.Bands = []Band{{Low: 0.1, High: 0.3, Action: Drop}, {Low: 0.9, High: 0.999, Closed: true}, {Low: 0.9999, High: 1, Action: MaskLoss}}
+			p.Temperature = 2
+		},
 	}
+}
+
+// holds is the definition of a band.
+func (b Band) holds(logp float32) bool {
+	v := float64(logp)
+	return v >= logOf(b.Low) && (v < logOf(b.High) || b.Closed && v == logOf(b.High))
+}
+
+func inABand(e *Editor, logp float32) bool {
+	return slices.ContainsFunc(e.policy.Bands, func(b Band) bool { return b.holds(logp) })
 }
 
 // requireSound checks what must hold for any plan.
 func requireSound(t *testing.T, e *Editor, d *Document, edits []Edit, counts Counts) {
 	t.Helper()
 	s := &d.Scores
-	bound := Log32Bound(e.policy.Threshold)
-	want := Counts{Tokens: int64(len(d.IDs)), Changes: int64(len(edits)), Expected: counts.Expected}
+	want := Counts{Tokens: int64(len(d.IDs)), Expected: counts.Expected, Unselected: counts.Unselected, Truncated: counts.Truncated}
+	for _, edit := range edits {
+		*[]*int64{&want.Changes, &want.Dropped, &want.Masked}[edit.Action]++
+	}
+	require.LessOrEqual(t, counts.Unselected+counts.Truncated+counts.Changes+counts.Dropped+counts.Masked, counts.Candidates)
 	candidate := make([]bool, len(d.IDs))
 	for i, id := range d.IDs {
 		switch {
 		case !s.valid(i):
 			want.Unscored++
-		case s.LogP[i] < bound:
+		case !inABand(e, s.LogP[i]):
 			want.Scored++
-		case e.barred[id] || d.Protected != nil && d.Protected[i]:
+		case e.barred[id] || d.Protected != nil && d.Protected[i] || d.Offset+uint64(i) < uint64(e.policy.ProtectFirst):
 			want.Scored++
 			want.Protected++
 		default:
@@ -55,6 +84,12 @@ func requireSound(t *testing.T, e *Editor, d *Document, edits []Edit, counts Cou
 		last = edit.Pos
 		require.True(t, candidate[edit.Pos], "position %d is edited and is no candidate", edit.Pos)
 		require.Equal(t, d.IDs[edit.Pos], edit.Old)
+		require.Equal(t, edit.Action, e.policy.Bands[edit.Band].Action)
+		require.True(t, e.policy.Bands[edit.Band].holds(edit.LogP))
+		if edit.Action != Resample {
+			require.Equal(t, edit.Old, edit.New)
+			continue
+		}
 		require.NotEqual(t, edit.Old, edit.New)
 		require.Equal(t, s.LogP[edit.Pos], edit.LogP)
 		require.False(t, e.barred[edit.New], "protected id %d is drawn", edit.New)
@@ -90,7 +125,7 @@ func TestPlanIsSound(t *testing.T) {
 						changed++
 					}
 				}
-				require.Equal(t, len(plan.Edits), changed)
+				require.EqualValues(t, counts.Changes, changed)
 			}
 		})
 	}
@@ -114,21 +149,24 @@ func TestFastPathsEqualSlowOnes(t *testing.T) {
 				require.NoError(t, err)
 				require.Equal(t, want, counts)
 				require.True(t, slices.Equal(slow.Edits, plan.Edits))
+				e.listDrawn(&slow)
 				slow.Edits = nil
 
-				if _, ok := e.findCandidates(d, &plan); ok {
+				if !e.simple() {
+					ordinary++
+				} else if _, ok := e.findCandidates(d, d.Protected, &plan); ok {
 					ordinary++
 					require.Equal(t, slow.candidates, plan.candidates)
 				}
 				for _, j := range slow.candidates {
 					one := Plan{candidates: []int32{j}, words: []uint64{0}, Edits: make([]Edit, 0, 1)}
-					if e.policy.K == 8 {
+					if e.drawsEights() {
 						fast += e.drawEights(d, &one, 0, new(float64))
 					}
 				}
 			}
 			require.Greater(t, ordinary, 20)
-			if e.policy.K == 8 && e.policy.Temperature > 0.01 {
+			if e.drawsEights() && e.policy.Temperature > 0.01 && e.nucleus == nil {
 				require.Greater(t, fast, 500)
 			}
 		})
@@ -156,6 +194,9 @@ func TestChunksGetTheEditsOfTheWhole(t *testing.T) {
 	for name, change := range policies() {
 		t.Run(name, func(t *testing.T) {
 			e := newEditor(t, change)
+			if e.policy.MaxEditRate < 1 {
+				t.Skip("max_edit_rate is a share of a row")
+			}
 			for n := range 30 {
 				d := randomDocument(rng, 200)
 				ep := Epoch{Seed: 5, Epoch: uint32(n), Generation: 2}
@@ -184,7 +225,7 @@ func TestChunksGetTheEditsOfTheWhole(t *testing.T) {
 // No state: order, a used Plan and other goroutines make no difference.
 func TestPlansDoNotDependOnEachOther(t *testing.T) {
 	rng := rand.New(rand.NewPCG(10, 10))
-	e := newEditor(t, func(p *Policy) { p.Threshold, p.Temperature = 0.5, 2 })
+	e := newEditor(t, func(p *Policy) { p.Bands, p.Temperature = UpFrom(0.5), 2 })
 	docs := make([]*Document, 40)
 	edits := make([][]Edit, len(docs))
 	counts := make([]Counts, len(docs))
@@ -211,7 +252,7 @@ func TestPlansDoNotDependOnEachOther(t *testing.T) {
 // Seed, epoch, generation, key and offset all select other draws.
 func TestEverythingThatSelectsDrawsCounts(t *testing.T) {
 	d := randomDocument(rand.New(rand.NewPCG(11, 11)), 500)
-	e := newEditor(t, func(p *Policy) { p.Threshold, p.ExcludeOriginal = 0.5, true })
+	e := newEditor(t, func(p *Policy) { p.Bands, p.ExcludeOriginal = UpFrom(0.5), true })
 	base, _ := mustPlan(t, e, Epoch{}, d)
 	require.Greater(t, len(base), 100)
 	for name, ep := range map[string]Epoch{"seed": {Seed: 1}, "epoch": {Epoch: 1}, "generation": {Generation: 1}} {
@@ -401,7 +442,7 @@ func TestThresholdOfOne(t *testing.T) {
 	}{{0, 1}, {float32(math.Copysign(0, -1)), 1}, {-1e-45, 0}} {
 		d := onePosition(ids, logp)
 		d.Scores.LogP[1] = c.logp
-		_, counts := mustPlan(t, newEditor(t, func(p *Policy) { p.K, p.Threshold = 2, 1 }), Epoch{}, d)
+		_, counts := mustPlan(t, newEditor(t, func(p *Policy) { p.K, p.Bands = 2, UpFrom(1) }), Epoch{}, d)
 		require.Equal(t, c.candidates, counts.Candidates)
 	}
 }
@@ -409,7 +450,7 @@ func TestThresholdOfOne(t *testing.T) {
 // What a null's slot holds makes no difference, nor does a top-k stored there.
 func TestNullsCountForNothing(t *testing.T) {
 	rng := rand.New(rand.NewPCG(14, 14))
-	e := newEditor(t, func(p *Policy) { p.Threshold = 0.5 })
+	e := newEditor(t, func(p *Policy) { p.Bands = UpFrom(0.5) })
 	nan := float32(math.NaN())
 	for range 100 {
 		d := randomDocument(rng, 150)
@@ -582,7 +623,7 @@ func checkApply[T ~int32 | ~int64 | ~uint16 | ~uint32](t *testing.T, edits []Edi
 }
 
 func TestCountsAdd(t *testing.T) {
-	c := Counts{1, 2, 3, 4, 5, 6, 7}
-	c.Add(Counts{10, 20, 30, 40, 50, 60, 70})
-	require.Equal(t, Counts{11, 22, 33, 44, 55, 66, 77}, c)
+	c := Counts{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}
+	c.Add(Counts{10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110})
+	require.Equal(t, Counts{11, 22, 33, 44, 55, 66, 77, 88, 99, 110, 121}, c)
 }

@@ -13,7 +13,9 @@ const paperJSON = `{"threshold": 0.99, "k": 8, "temperature": 1.0, "exclude_orig
 func TestParsePolicy(t *testing.T) {
 	p, err := ParsePolicy([]byte(paperJSON))
 	require.NoError(t, err)
-	require.Equal(t, Policy{Threshold: 0.99, K: 8, Temperature: 1, ProtectSpecial: true, ProtectedIDs: []int64{3, 4}}, p)
+	want := PaperPolicy()
+	want.ProtectedIDs = []int64{3, 4}
+	require.Equal(t, want, p)
 }
 
 func TestParsePolicyIsStrict(t *testing.T) {
@@ -24,7 +26,7 @@ func TestParsePolicyIsStrict(t *testing.T) {
 		{"cut in a value", `{"threshold": `, "threshold", "cannot be read"},
 		{"two", paperJSON + `{}`, "JSON", "goes on after its end"},
 		{"NaN", `{"threshold": NaN}`, "threshold", "must be a number"},
-		{"unknown field", `{"top_p": 0.9}`, "JSON", `"top_p"`},
+		{"unknown field", `{"top_pp": 0.9}`, "JSON", `did you mean "top_p"?`},
 		{"other case", `{"Threshold": 0.9}`, "JSON", `"Threshold"`},
 		{"twice", `{"k": 8, "k": 8}`, "k", "given twice"},
 		{"null", `{"k": null}`, "k", "is null; it must be an integer"},
@@ -34,7 +36,6 @@ func TestParsePolicyIsStrict(t *testing.T) {
 		{"a fraction", `{"k": 8.5}`, "k", "is 8.5; it must be an integer"},
 		{"too large a number", `{"threshold": 1e999}`, "threshold", "is 1e999; it must be a number"},
 		{"a number for a flag", `{"exclude_original": 1}`, "exclude_original", "is 1; it must be true or false"},
-		{"missing", `{"threshold": 0.99, "k": 8, "temperature": 1.0, "exclude_original": false, "protected_ids": []}`, "protect_special", "is missing; it must be given, as true or false"},
 		{"out of range", `{"threshold": 1.5, "k": 8, "temperature": 1.0, "exclude_original": false, "protect_special": true, "protected_ids": []}`, "threshold", "is 1.5; it must be a probability in (0, 1]"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -59,10 +60,27 @@ func TestValidateNamesFieldValueAndLimit(t *testing.T) {
 		change         func(*Policy)
 		field, message string
 	}{
-		{func(p *Policy) { p.Threshold = 0 }, "threshold", "is 0; it must be a probability in (0, 1]"},
-		{func(p *Policy) { p.Threshold = -0.5 }, "threshold", "is -0.5"},
-		{func(p *Policy) { p.Threshold = math.Nextafter(1, 2) }, "threshold", "is 1.0000000000000002"},
-		{func(p *Policy) { p.Threshold = math.NaN() }, "threshold", "is NaN"},
+		{func(p *Policy) { p.Bands = nil }, "bands", "is empty"},
+		{func(p *Policy) { p.Bands = UpFrom(-0.5) }, "bands", "has low = -0.5 in band 0; it must be a probability in [0, 1]"},
+		{func(p *Policy) { p.Bands = UpFrom(math.Nextafter(1, 2)) }, "bands", "has low = 1.0000000000000002"},
+		{func(p *Policy) { p.Bands = UpFrom(math.NaN()) }, "bands", "has low = NaN"},
+		{func(p *Policy) { p.Bands = []Band{{Low: 0.5, High: 1.5}} }, "bands", "has high = 1.5 in band 0; it must be a probability in (0, 1]"},
+		{func(p *Policy) { p.Bands = []Band{{Low: 0.5, High: math.NaN()}} }, "bands", "has high = NaN"},
+		{func(p *Policy) { p.Bands = []Band{{Low: 0.5, High: 0.5}} }, "bands", "which holds nothing"},
+		{func(p *Policy) { p.Bands = []Band{{High: 1, Action: 3}} }, "bands", "has action = 3"},
+		{func(p *Policy) { p.Bands = append(UpFrom(0.9), Band{Low: 0.5, High: 0.9, Closed: true}) }, "bands", "has bands [0.9, 1] and [0.5, 0.9], which overlap"},
+		{func(p *Policy) { p.Bands = append(UpFrom(0.9), UpFrom(0.9)...) }, "bands", "which overlap"},
+		{func(p *Policy) { p.Bands = make([]Band, 65) }, "bands", "has 65 bands; a policy may have 64"},
+		{func(p *Policy) { p.TopP = 0 }, "top_p", "is 0; it must be in (0, 1]"},
+		{func(p *Policy) { p.TopP = math.NaN() }, "top_p", "is NaN"},
+		{func(p *Policy) { p.RejectionTries = -1 }, "rejection_tries", "is -1; it must be in 0..1000"},
+		{func(p *Policy) { p.EditProbability = 0 }, "edit_probability", "is 0; it must be in (0, 1]"},
+		{func(p *Policy) { p.MaxEditRate = 2 }, "max_edit_rate", "is 2; it must be in (0, 1]"},
+		{func(p *Policy) { p.MaxEditOrder = "lowest" }, "max_edit_order", `is "lowest"; it must be one of highest, random`},
+		{func(p *Policy) { p.ProtectedWords = []string{"a", ""} }, "protected_words", "contains an empty word"},
+		{func(p *Policy) { p.ProtectFirst = -1 }, "protect_first", "is -1; it must be 0 or above"},
+		{func(p *Policy) { p.ProtectAssistant, p.ProtectPrompt = true, true }, "protect_prompt", "leaves nothing to edit"},
+		{func(p *Policy) { p.Labels = "" }, "labels", `is ""; it must be one of edited, original`},
 		{func(p *Policy) { p.K = 0 }, "k", "is 0; it must be in 1..4096"},
 		{func(p *Policy) { p.K = 4097 }, "k", "is 4097; it must be in 1..4096"},
 		{func(p *Policy) { p.Temperature = 0 }, "temperature", "is 0; it must be finite and above 0"},
@@ -77,12 +95,13 @@ func TestValidateNamesFieldValueAndLimit(t *testing.T) {
 	}
 	for _, change := range []func(*Policy){
 		nil,
-		func(p *Policy) { p.Threshold = 1 },
-		func(p *Policy) { p.Threshold, p.Temperature = 5e-324, 5e-324 },
+		func(p *Policy) { p.Bands = UpFrom(1) },
+		func(p *Policy) { p.Bands, p.Temperature = UpFrom(5e-324), 5e-324 },
 		func(p *Policy) { p.K = 4096 },
 		func(p *Policy) { p.Temperature = math.MaxFloat64 },
 	} {
-		require.NoError(t, testPolicy(change).Validate())
+		p := testPolicy(change)
+		require.NoError(t, p.Validate())
 	}
 }
 
@@ -111,6 +130,10 @@ func TestNewKeepsNothingOfTheCallers(t *testing.T) {
 // Whatever is accepted is valid and comes back from its own JSON.
 func FuzzPolicy(f *testing.F) {
 	f.Add([]byte(paperJSON))
+	for _, name := range PresetNames() {
+		f.Add([]byte(`{"preset": "` + name + `"}`))
+	}
+	f.Add([]byte(`{"bands": [{"low": 0.2, "high": 0.3, "action": "mask_loss"}, {"high": 0.1, "closed": true}], "labels": "original"}`))
 	f.Add([]byte(`{"threshold": 1e-300, "k": 4096, "temperature": 1e300, "exclude_original": true, "protect_special": false, "protected_ids": []}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		p, err := ParsePolicy(data)
@@ -119,16 +142,10 @@ func FuzzPolicy(f *testing.F) {
 			return
 		}
 		require.NoError(t, p.Validate())
-		if p.ProtectedIDs == nil {
-			p.ProtectedIDs = []int64{}
-		}
 		again, err := json.Marshal(p)
 		require.NoError(t, err)
 		q, err := ParsePolicy(again)
 		require.NoError(t, err)
-		if q.ProtectedIDs == nil {
-			q.ProtectedIDs = []int64{}
-		}
 		require.Equal(t, p, q)
 	})
 }

@@ -68,25 +68,6 @@ func lengthIs(n, rows, k int) bool {
 	return hi == 0 && lo == uint64(n)
 }
 
-// The band test, one addition and one comparison on the bits of a float32.
-//
-// The bits of negative floats, read as an unsigned integer, grow as the float
-// falls. Adding bandBias lets those of NaNs with a sign wrap around to the
-// bottom, so that from low to high there are: NaNs with a sign, +0, positive
-// numbers, NaNs without, -0, and the negative numbers down to -Inf. All that
-// is below the limit is in the band or wrong: one count finds both.
-const bandBias = 0x7fffff
-
-func bandLimit(bound float32) uint64 {
-	// The sign: a bound of ln 1 = 0 must let -0 in.
-	return uint64(math.Float32bits(bound)|1<<31) + bandBias + 1
-}
-
-// below is 1 where logp is in the band or wrong (positive or NaN), else 0.
-func below(limit uint64, logp float32) uint64 {
-	return (uint64(math.Float32bits(logp)+bandBias) - limit) >> 63
-}
-
 // validWord is bits i..i+63 of the validity of n values from bit offset; past
 // the end they are ones.
 func validWord(bitmap []byte, offset, n, i int) uint64 {

@@ -44,9 +44,13 @@ class Counts:
         overlong_rows: rows whose end lies beyond the prior's context and was passed through.
         tokens: tokens seen, padding left out.
         unscored: tokens without a score, passed through.
-        protected: tokens in the band that are protected.
-        candidates: tokens in the band that may be edited.
+        protected: tokens in a band that are protected.
+        candidates: tokens in a band that may be edited.
+        unselected: candidates that ``max_edit_rate`` or ``edit_probability`` left alone.
+        truncated: candidates that stay because too little of their distribution is stored to find the ``top_p`` of it.
         changes: candidates whose id changed.
+        dropped: candidates that were taken out.
+        masked: candidates whose label became -100.
         expected_changes: the changes to be expected from the scores: the sum over candidates of one minus the
             probability that the draw keeps the token.
     """
@@ -58,7 +62,11 @@ class Counts:
     unscored: int = 0
     protected: int = 0
     candidates: int = 0
+    unselected: int = 0
+    truncated: int = 0
     changes: int = 0
+    dropped: int = 0
+    masked: int = 0
     expected_changes: float = 0.0
 
     def add(self, other: Counts) -> None:
@@ -72,7 +80,7 @@ class _NativeCounts(ctypes.Structure):
     _fields_ = [(f.name, ctypes.c_double if f.name == "expected_changes" else ctypes.c_int64) for f in fields(Counts)]
 
 
-_COUNTS = struct.Struct("8qd")  # the same, to read it at once
+_COUNTS = struct.Struct("12qd")  # the same, to read it at once
 
 
 class Edited(Mapping[str, Any]):
