@@ -11,7 +11,8 @@ import (
 
 // columnCopy is a list column on its way out: a copy of one that came in, into which edits are written.
 type columnCopy interface {
-	set(row, at int, id uint32)
+	set(row, at int, value int64)
+	remove(places []place)
 	column(name string, t arrow.DataType) *column // hands the memory over
 	free()                                        // or gives it up
 }
@@ -23,7 +24,11 @@ type copiedList[T tokenID] struct {
 	first  int // where row 0 begins in the source's values
 	buffer buffer
 	values []T
+	ends   []int // where each row ends in values; nil: where it does in the source
 }
+
+// place is a value of a list column.
+type place struct{ row, at int }
 
 // newCopiedList copies the values of rows rows in one piece: the rows of a list lie one behind the other.
 func newCopiedList[T tokenID](list *listColumn, rows int, values []T) *copiedList[T] {
@@ -35,9 +40,40 @@ func newCopiedList[T tokenID](list *listColumn, rows int, values []T) *copiedLis
 	return c
 }
 
-func (c *copiedList[T]) set(row, at int, id uint32) {
+func (c *copiedList[T]) set(row, at int, value int64) {
 	start, _ := c.list.row(row)
-	c.values[start-c.first+at] = T(id)
+	c.values[start-c.first+at] = T(value)
+}
+
+// remove takes values out, which are given in ascending order. Nothing may be set afterwards.
+func (c *copiedList[T]) remove(places []place) {
+	if len(places) == 0 {
+		return
+	}
+	c.ends = make([]int, c.rows)
+	to := 0
+	for row := range c.rows {
+		start, end := c.list.row(row)
+		for from := start; from < end; from++ {
+			if len(places) > 0 && places[0] == (place{row, from - start}) {
+				places = places[1:]
+				continue
+			}
+			c.values[to] = c.values[from-c.first]
+			to++
+		}
+		c.ends[row] = to
+	}
+	c.values = c.values[:to]
+}
+
+// end is where a row ends in the values.
+func (c *copiedList[T]) end(row int) int {
+	if c.ends != nil {
+		return c.ends[row]
+	}
+	_, end := c.list.row(row)
+	return end - c.first
 }
 
 func (c *copiedList[T]) free() { c.buffer.free() }
@@ -46,23 +82,41 @@ func (c *copiedList[T]) column(name string, t arrow.DataType) *column {
 	var offsets buffer
 	switch t.ID() {
 	case arrow.LIST:
-		offsets = copyOffsets[int32](c.list, c.rows, c.first)
+		offsets = newOffsets[int32](c.rows, c.end)
 	case arrow.LARGE_LIST:
-		offsets = copyOffsets[int64](c.list, c.rows, c.first)
+		offsets = newOffsets[int64](c.rows, c.end)
 	}
 	list := t.(arrow.ListLikeType)
 	return listColumnOf(name, list, c.rows, offsets, valueColumn("", list.Elem(), len(c.values), c.buffer))
 }
 
-// copyOffsets makes offsets that begin at 0, as the copied values do.
-func copyOffsets[T int32 | int64](list *listColumn, rows, first int) buffer {
+// newOffsets makes offsets that begin at 0, as the copied values do.
+func newOffsets[T int32 | int64](rows int, end func(row int) int) buffer {
 	b, offsets := newBuffer[T](rows + 1)
 	offsets[0] = 0
 	for i := range rows {
-		_, end := list.row(i)
-		offsets[i+1] = T(end - first)
+		offsets[i+1] = T(end(i))
 	}
 	return b
+}
+
+// keptColumn says which of each row's values are left: their indexes.
+func keptColumn(list *listColumn, rows int, removed []place) *column {
+	var kept []int32
+	ends := make([]int, rows)
+	for row := range rows {
+		start, end := list.row(row)
+		for at := range end - start {
+			if len(removed) > 0 && removed[0] == (place{row, at}) {
+				removed = removed[1:]
+				continue
+			}
+			kept = append(kept, int32(at))
+		}
+		ends[row] = len(kept)
+	}
+	offsets := newOffsets[int64](rows, func(row int) int { return ends[row] })
+	return listColumnOf("kept", arrow.LargeListOf(arrow.PrimitiveTypes.Int32), rows, offsets, copiedColumn("", arrow.PrimitiveTypes.Int32, kept))
 }
 
 // ignored is the label of tokens that no loss is taken of (the ignore_index of PyTorch's cross_entropy).
@@ -70,8 +124,9 @@ const ignored = -100
 
 // labelColumn is a labels column. Labels follow the ids: where they are not -100 they must be the row's own tokens.
 type labelColumn interface {
-	// protect marks the document's tokens whose label is -100.
-	protect(row int, d *document, marks []bool) error
+	// protect checks the document's labels, and marks the tokens whose label is -100 where context is protected.
+	protect(row int, d *document, context bool, marks []bool) error
+	ignores(row, at int) bool // whether the label is -100
 	copy(rows int) columnCopy
 }
 
@@ -103,13 +158,18 @@ type typedLabels[T int32 | int64] struct {
 	labels []T
 }
 
-func (l *typedLabels[T]) protect(row int, d *document, marks []bool) error {
+func (l *typedLabels[T]) ignores(row, at int) bool {
+	start, _ := l.row(row)
+	return int64(l.labels[start+at]) == ignored
+}
+
+func (l *typedLabels[T]) protect(row int, d *document, context bool, marks []bool) error {
 	start, _ := l.row(row)
 	for j := range marks {
 		at := int(d.index(int32(j)))
 		switch label := int64(l.labels[start+at]); label {
 		case ignored:
-			marks[j] = true
+			marks[j] = marks[j] || context
 		case int64(d.ids[j]):
 		default:
 			return fail(Input, "row %d: labels[%d] is %d, but input_ids[%d] is %d; labels must be the ids themselves or -100 (edit before labels are shifted)",

@@ -4,6 +4,7 @@ package capi
 import "C"
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -22,6 +23,8 @@ type openEditor struct {
 	*editor.Editor
 	fingerprint string
 	vocabulary  int
+	policy      editor.Policy
+	drops       bool      // whether rows can become shorter
 	scratch     sync.Pool // *scratch
 }
 
@@ -32,6 +35,37 @@ type scratch struct {
 	plan      editor.Plan
 	protected []bool
 	log       logBuilder
+	removed   []place
+}
+
+// CheckPolicy says what is wrong with a policy (JSON).
+func CheckPolicy(policy string) error {
+	return guarded(func() error {
+		_, err := parsePolicy(policy)
+		return err
+	})
+}
+
+func parsePolicy(policy string) (editor.Policy, error) {
+	p, err := editor.ParsePolicy([]byte(policy))
+	if err != nil {
+		return p, &Error{Input, err}
+	}
+	return p, nil
+}
+
+// PresetPolicy returns the policy of that name, as JSON.
+func PresetPolicy(name string) (policy string, err error) {
+	err = guarded(func() error {
+		p, err := editor.Preset(name)
+		if err != nil {
+			return &Error{Input, err}
+		}
+		text, err := json.Marshal(p)
+		policy = string(text)
+		return err
+	})
+	return policy, err
 }
 
 // OpenEditor compiles a policy (JSON) for a prior.
@@ -41,16 +75,16 @@ func OpenEditor(priorHandle uint64, policy string) (handle uint64, err error) {
 		if err != nil {
 			return err
 		}
-		parsed, err := editor.ParsePolicy([]byte(policy))
+		parsed, err := parsePolicy(policy)
 		if err != nil {
-			return &Error{Input, err}
+			return err
 		}
 		e, err := editor.New(parsed, p.Vocabulary())
 		if err != nil {
 			return &Error{Input, err}
 		}
 		handle = handles.add(&openEditor{Editor: e, fingerprint: p.Fingerprint(), vocabulary: p.VocabSize,
-			scratch: sync.Pool{New: func() any { return new(scratch) }}})
+			policy: parsed, drops: parsed.Drops(), scratch: sync.Pool{New: func() any { return new(scratch) }}})
 		return nil
 	})
 	return handle, err
@@ -87,6 +121,11 @@ func Edit(handle, seed uint64, epoch uint32, a EditArgs) error {
 		in, err := newEditInput(b)
 		if err != nil {
 			return err
+		}
+		if e.drops {
+			if err := in.canDrop(); err != nil {
+				return err
+			}
 		}
 		ep := editor.Epoch{Seed: seed, Epoch: epoch}
 		r, err := in.edit(e, ep)
@@ -177,6 +216,16 @@ func newEditInput(b *arrowBatch) (*editInput, error) {
 	return in, in.keys(b)
 }
 
+// canDrop refuses columns whose rows have one length.
+func (in *editInput) canDrop() error {
+	for _, name := range []string{"input_ids", "labels"} {
+		if t, ok := in.types[name]; ok && t.ID() == arrow.FIXED_SIZE_LIST {
+			return fail(Input, "column %s is %s, whose rows cannot become shorter, but the policy drops tokens; edit rows of their own length, before they are collated", name, t)
+		}
+	}
+	return nil
+}
+
 // maxOffset leaves room for a row's positions behind it, which the log gives as int64.
 const maxOffset = math.MaxInt64 - math.MaxInt32
 
@@ -230,7 +279,7 @@ type editResult struct {
 
 func (in *editInput) edit(e *openEditor, ep editor.Epoch) (*editResult, error) {
 	if in.rows == 0 {
-		return in.editNothing(), nil
+		return in.editNothing(e.drops), nil
 	}
 	return withTokens(in.ids.values, tokenVisitor[*editResult]{
 		int64:  func(v []int64) (*editResult, error) { return editTokens(in, e, ep, v) },
@@ -241,7 +290,7 @@ func (in *editInput) edit(e *openEditor, ep editor.Epoch) (*editResult, error) {
 }
 
 // editNothing is the result for a batch without rows, in the types that came in.
-func (in *editInput) editNothing() *editResult {
+func (in *editInput) editNothing(drops bool) *editResult {
 	r := &editResult{out: structOf(0), log: new(logBuilder).build()}
 	for _, name := range []string{"input_ids", "labels"} {
 		if t, ok := in.types[name].(arrow.ListLikeType); ok {
@@ -253,6 +302,9 @@ func (in *editInput) editNothing() *editResult {
 			}
 			r.out.children = append(r.out.children, listColumnOf(name, t, 0, offsets, copiedColumn[int64]("", t.Elem(), nil)))
 		}
+	}
+	if drops {
+		r.out.children = append(r.out.children, keptColumn(nil, 0, nil))
 	}
 	return r
 }
@@ -267,11 +319,14 @@ func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values
 	}()
 	r = &editResult{}
 	s.log.reset()
+	s.removed = s.removed[:0]
 	ids := newCopiedList(in.ids, in.rows, values)
 	copies := []columnCopy{ids}
 	names := []string{"input_ids"}
+	var labels columnCopy
 	if in.labels != nil {
-		copies, names = append(copies, in.labels.copy(in.rows)), append(names, "labels")
+		labels = in.labels.copy(in.rows)
+		copies, names = append(copies, labels), append(names, "labels")
 	}
 	defer func() {
 		if err != nil {
@@ -291,19 +346,33 @@ func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values
 		}
 		for _, edit := range s.plan.Edits {
 			at := s.doc.index(edit.Pos)
-			if uint32(T(edit.New)) != edit.New {
-				return nil, fail(Input, "row %d: position %d is to become id %d, which does not fit the column's %s; use int32 or int64 ids",
-					i, at, edit.New, in.ids.values.DataType())
-			}
-			for _, c := range copies {
-				c.set(i, int(at), edit.New)
-			}
 			s.log.add(i, offset+uint64(edit.Pos), edit)
+			switch edit.Action {
+			case editor.Drop:
+				s.removed = append(s.removed, place{i, int(at)})
+			case editor.MaskLoss:
+				if labels != nil {
+					labels.set(i, int(at), ignored)
+				}
+			default:
+				if uint32(T(edit.New)) != edit.New {
+					return nil, fail(Input, "row %d: position %d is to become id %d, which does not fit the column's %s; use int32 or int64 ids",
+						i, at, edit.New, in.ids.values.DataType())
+				}
+				ids.set(i, int(at), int64(edit.New))
+				if labels != nil && e.policy.Labels == editor.LabelsEdited && !in.labels.ignores(i, int(at)) {
+					labels.set(i, int(at), int64(edit.New))
+				}
+			}
 		}
 	}
 	r.out, r.log = structOf(in.rows), s.log.build()
 	for i, c := range copies {
+		c.remove(s.removed)
 		r.out.children = append(r.out.children, c.column(names[i], in.types[names[i]]))
+	}
+	if e.drops {
+		r.out.children = append(r.out.children, keptColumn(in.ids, in.rows, s.removed))
 	}
 	return r, nil
 }
@@ -327,7 +396,7 @@ func (in *editInput) plan(i int, e *openEditor, ep editor.Epoch, s *scratch, r *
 	if in.offset != nil {
 		d.Offset = uint64(in.offset[i])
 	}
-	if d.Protected, err = in.protected(i, s); err != nil {
+	if d.Protected, err = in.protected(i, &e.policy, s); err != nil {
 		return 0, err
 	}
 	in.scores.row(i, &d.Scores)
@@ -352,7 +421,7 @@ func (in *editInput) plan(i int, e *openEditor, ep editor.Epoch, s *scratch, r *
 }
 
 // protected marks the row's tokens that masks or labels protect; nil where there are neither.
-func (in *editInput) protected(i int, s *scratch) ([]bool, error) {
+func (in *editInput) protected(i int, p *editor.Policy, s *scratch) ([]bool, error) {
 	if len(in.protect) == 0 && in.labels == nil {
 		return nil, nil
 	}
@@ -369,7 +438,7 @@ func (in *editInput) protected(i int, s *scratch) ([]bool, error) {
 		}
 	}
 	if in.labels != nil {
-		return marks, in.labels.protect(i, &s.doc, marks)
+		return marks, in.labels.protect(i, &s.doc, p.ProtectContext, marks)
 	}
 	return marks, nil
 }

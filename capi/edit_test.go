@@ -430,7 +430,7 @@ func TestEditViewsInputsAndAllocatesOutputs(t *testing.T) {
 	}))
 	held := GetUsage()
 	assert.GreaterOrEqual(t, held.AllocatedBytes-before.AllocatedBytes, int64(4*300))
-	assert.Equal(t, int64(2*(3+6)), held.Exports-before.Exports, "batch, ids and values; log and its five columns; arrays and schemas")
+	assert.Equal(t, int64(2*(3+7)), held.Exports-before.Exports, "batch, ids and values; log and its six columns; arrays and schemas")
 	for i := range arrays {
 		cdata.ReleaseCArrowArray(cdata.ArrayFromPtr(uintptr(unsafe.Pointer(&arrays[i]))))
 		cdata.ReleaseCArrowSchema(cdata.SchemaFromPtr(uintptr(unsafe.Pointer(&schemas[i]))))

@@ -269,8 +269,8 @@ func TestPolicyErrors(t *testing.T) {
 	trackUsage(t)
 	h := openBundled(t)
 	for text, part := range map[string]string{
-		``:   "JSON",
-		`{}`: "threshold",
+		``:              "JSON",
+		`{"bands": []}`: "bands is empty",
 		`{"threshold": 2, "k": 8, "temperature": 1, "exclude_original": false, "protect_special": true, "protected_ids": []}`:       "threshold is 2",
 		`{"threshold": 0.9, "k": 0, "temperature": 1, "exclude_original": false, "protect_special": true, "protected_ids": []}`:     "k is 0",
 		`{"threshold": 0.9, "k": 8, "temperature": 1, "exclude_original": false, "protect_special": true, "protected_ids": [4096]}`: "4096",

@@ -196,8 +196,8 @@ func allScores(r *rand.Rand, rows [][]uint32, print string, k int) []rowScores {
 
 // counts mirrors struct toedit_counts.
 type counts struct {
-	Rows, EmptyRows, OverlongRows, Tokens, Unscored, Protected, Candidates, Changes int64
-	Expected                                                                        float64
+	Rows, EmptyRows, OverlongRows, Tokens, Unscored, Protected, Candidates, Unselected, Truncated, Changes, Dropped, Masked int64
+	Expected                                                                                                                float64
 }
 
 // change is a row of the log.

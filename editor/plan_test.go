@@ -526,7 +526,7 @@ func TestErrorsNameValueLimitAndWayOut(t *testing.T) {
 		{"positive where nothing is stored", func(d *Document) { d.Scores.Valid = nil; d.Scores.LogP[0] = 1e-45 }, "logp", []string{"is 1e-45 at position 0"}},
 		{"not stored", func(d *Document) {
 			d.Scores.TopPos, d.Scores.TopIDs, d.Scores.TopLogP = nil, nil, nil
-		}, "topk_pos", []string{"lacks position 1", "-0.001", "P >= 0.99", "score with keep=policy"}},
+		}, "topk_pos", []string{"lacks position 1", "-0.001", "band [0.99, 1]", "score with keep=policy"}},
 		{"position outside", func(d *Document) { d.Scores.TopPos[0] = 2 }, "topk_pos", []string{"is 2 at index 0", "0..1"}},
 		{"position before", func(d *Document) { d.Scores.TopPos[0] = -1 }, "topk_pos", []string{"is -1 at index 0", "0..1"}},
 		{"position twice", func(d *Document) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 )
@@ -30,7 +31,7 @@ func ParsePolicy(data []byte) (Policy, error) {
 	}
 	if raw, ok := given["threshold"]; ok {
 		var threshold float64
-		if err := readField("threshold", raw, "a number", into(&threshold)); err != nil {
+		if err := readField("threshold", raw, "a number", intoNumber(&threshold)); err != nil {
 			return Policy{}, err
 		}
 		if _, ok := given["bands"]; ok {
@@ -72,7 +73,7 @@ type policyField struct {
 
 // fields are the policy's own; "threshold" and "preset" are read besides.
 func (p *Policy) fields() []policyField {
-	number := func(name string, v *float64) policyField { return policyField{name, "a number", into(v), *v} }
+	number := func(name string, v *float64) policyField { return policyField{name, "a number", intoNumber(v), *v} }
 	integer := func(name string, v *int) policyField { return policyField{name, "an integer", into(v), *v} }
 	flag := func(name string, v *bool) policyField { return policyField{name, "true or false", into(v), *v} }
 	name := func(name string, v *string) policyField { return policyField{name, "a name", into(v), *v} }
@@ -120,8 +121,8 @@ func (p *Policy) readBands(raw json.RawMessage) error {
 		b := Band{High: 1}
 		var action string
 		fields := []policyField{
-			{name: "low", kind: "a number", read: into(&b.Low)},
-			{name: "high", kind: "a number", read: into(&b.High)},
+			{name: "low", kind: "a number", read: intoNumber(&b.Low)},
+			{name: "high", kind: "a number", read: intoNumber(&b.High)},
 			{name: "closed", kind: "true or false", read: into(&b.Closed)},
 			{name: "action", kind: "a name", read: into(&action)},
 		}
@@ -213,6 +214,20 @@ func into[T any](dst *T) func(json.RawMessage) error {
 		}
 		*dst = *v
 		return nil
+	}
+}
+
+// notFinite are the numbers that JSON has none for, by the names that they have in JavaScript.
+var notFinite = map[string]float64{`"NaN"`: math.NaN(), `"Infinity"`: math.Inf(1), `"-Infinity"`: math.Inf(-1)}
+
+// intoNumber also reads what is not finite, so that it is refused as what it is.
+func intoNumber(dst *float64) func(json.RawMessage) error {
+	return func(raw json.RawMessage) error {
+		if v, ok := notFinite[string(raw)]; ok {
+			*dst = v
+			return nil
+		}
+		return into(dst)(raw)
 	}
 }
 

@@ -1,6 +1,7 @@
 package editor
 
 import (
+	"fmt"
 	"encoding/json"
 	"math"
 	"testing"
@@ -18,6 +19,38 @@ func TestParsePolicy(t *testing.T) {
 	require.Equal(t, want, p)
 }
 
+func TestPolicyDefaultsToThePaper(t *testing.T) {
+	p, err := ParsePolicy([]byte(`{}`))
+	require.NoError(t, err)
+	require.Equal(t, PaperPolicy(), p)
+	p, err = ParsePolicy([]byte(`{"preset": "reference-code", "k": 4, "bands": [{"low": 0.5, "action": "mask_loss"}]}`))
+	require.NoError(t, err)
+	want := PaperPolicy()
+	want.Temperature, want.K, want.Bands = 1.5, 4, []Band{{Low: 0.5, High: 1, Closed: true, Action: MaskLoss}}
+	require.Equal(t, want, p)
+}
+
+// The paper's Table 5 and what its authors' script does.
+func TestPresets(t *testing.T) {
+	bands := map[string]string{
+		"paper": "[[0.99, 1]]", "paper-0.999": "[[0.999, 1]]", "paper-low-0.1": "[[0, 0.1]]", "paper-low-0.01": "[[0, 0.01]]",
+		"paper-low-0.001": "[[0, 0.001]]", "reference-code": "[[0.99, 1]]", "reference-code-low-drop": "[[0.99, 1] [0, 0.001)]",
+		"reference-code-filter": "[[0, 0.001)]",
+	}
+	require.Len(t, PresetNames(), len(bands))
+	for _, name := range PresetNames() {
+		p, err := Preset(name)
+		require.NoError(t, err)
+		require.NoError(t, p.Validate())
+		require.Equal(t, bands[name], fmt.Sprint(p.Bands), name)
+		require.Equal(t, name == "reference-code", p.Temperature == 1.5, name)
+		require.Equal(t, name == "reference-code-low-drop" || name == "reference-code-filter", p.Drops(), name)
+		require.Equal(t, name != "reference-code-filter", p.Resamples(), name)
+		require.False(t, p.MasksLoss())
+		require.Equal(t, 8, p.K)
+	}
+}
+
 func TestParsePolicyIsStrict(t *testing.T) {
 	for _, c := range []struct{ name, json, field, message string }{
 		{"empty", ``, "JSON", "must be an object"},
@@ -25,7 +58,18 @@ func TestParsePolicyIsStrict(t *testing.T) {
 		{"cut", `{"threshold": 0.99`, "JSON", "cannot be read"},
 		{"cut in a value", `{"threshold": `, "threshold", "cannot be read"},
 		{"two", paperJSON + `{}`, "JSON", "goes on after its end"},
-		{"NaN", `{"threshold": NaN}`, "threshold", "must be a number"},
+		{"NaN", `{"threshold": NaN}`, "threshold", "cannot be read"},
+		{"NaN by name", `{"threshold": "NaN"}`, "threshold", "is NaN; it must be a probability in (0, 1]"},
+		{"infinite by name", `{"temperature": "Infinity"}`, "temperature", "is +Inf; it must be finite"},
+		{"threshold of 0", `{"threshold": 0}`, "threshold", "is 0; it must be a probability in (0, 1], 0.99 in the paper"},
+		{"two kinds of bands", `{"threshold": 0.5, "bands": []}`, "threshold", "is 0.5, but bands are given too"},
+		{"no bands", `{"bands": []}`, "bands", "is empty"},
+		{"bands of another kind", `{"bands": [3]}`, "JSON", "is \"3\"; it must be an object with fields of low, high, closed, action"},
+		{"unknown field of a band", `{"bands": [{"lo": 0}]}`, "JSON", `"lo", which is none of bands[0]; did you mean "low"?`},
+		{"null in a band", `{"bands": [{"low": null}]}`, "bands[0].low", "is null; it must be a number"},
+		{"unknown action", `{"bands": [{}, {"action": "delete"}]}`, "bands[1].action", `is "delete"; it must be one of resample, drop, mask_loss`},
+		{"unknown preset", `{"preset": "papre"}`, "preset", `is "papre", which is none; did you mean "paper"?`},
+		{"preset of another kind", `{"preset": 1}`, "preset", "is 1; it must be a name"},
 		{"unknown field", `{"top_pp": 0.9}`, "JSON", `did you mean "top_p"?`},
 		{"other case", `{"Threshold": 0.9}`, "JSON", `"Threshold"`},
 		{"twice", `{"k": 8, "k": 8}`, "k", "given twice"},

@@ -41,6 +41,12 @@ func ReadRows(prior, batch, schema uint64, options string, out, outSchema uint64
 	return capi.ReadRows(prior, batch, schema, options, out, outSchema)
 }
 
+// CheckPolicy says what is wrong with a policy (JSON).
+func CheckPolicy(policy string) error { return capi.CheckPolicy(policy) }
+
+// PresetPolicy returns the policy of that name, as JSON.
+func PresetPolicy(name string) (string, error) { return capi.PresetPolicy(name) }
+
 // OpenEditor compiles a policy (JSON) for a prior.
 func OpenEditor(prior uint64, policy string) (uint64, error) { return capi.OpenEditor(prior, policy) }
 

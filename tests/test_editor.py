@@ -34,9 +34,8 @@ assert not loaded, loaded
 with open("/proc/self/maps") as maps:
     mapped = maps.read()
 assert "_gobridge" not in mapped and "onnxruntime" not in mapped
-# Neither do settings that were made and not used.
-editor = toedit.Editor(toedit.Prior("no such folder"), toedit.Policy(), seed=3)
-repr(editor)
+# Neither does a prior that was made and not used.
+repr(toedit.Prior("no such folder"))
 with open("/proc/self/maps") as maps:
     assert "_gobridge" not in maps.read()
 """)
@@ -71,7 +70,7 @@ def test_edited_is_a_mapping(small_prior: toedit.Prior, small_columns: Columns) 
 def test_the_log_names_every_change(small_prior: toedit.Prior, small_batch: SmallBatch, small_columns: Columns) -> None:
     rows, scores = small_batch
     edited = toedit.Editor(small_prior, POLICY, offset="at")(small_columns | {"at": [0, 0, 0, 100, 2**40]})
-    assert str(edited.log.schema) == "row: int64\nposition: int64\nold: int64\nnew: int64\nlogp: float"
+    assert str(edited.log.schema) == "row: int64\nposition: int64\nold: int64\nnew: int64\nlogp: float\nband: int32"
     assert edited.log.num_rows == edited.changes > 10
     ids = [list(row) for row in rows]
     for change in edited.log.to_pylist():
@@ -258,10 +257,27 @@ def test_pickling(small_prior: toedit.Prior, small_columns: Columns) -> None:
     assert len(pickle.dumps(editor)) < 1000  # settings, no model
 
 
+def test_a_nucleus_of_one_is_warned_of(small_prior: toedit.Prior, small_columns: Columns) -> None:
+    with pytest.warns(toedit.IdentityWarning, match=r"changes nothing: .* top_p = 0\.99") as caught:
+        editor = toedit.Editor(small_prior, toedit.Policy(top_p=0.99))
+    assert caught[0].filename == __file__
+    edited = editor(small_columns)
+    assert edited.candidates > 10
+    assert edited.changes == edited.expected_changes == edited.counts.truncated == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for policy in (
+            toedit.Policy(threshold=0.9, top_p=0.95),
+            toedit.Policy(top_p=0.99, temperature=1.5),
+            toedit.Policy(threshold=0.4, top_p=0.3),
+            toedit.Policy(bands=(toedit.Band(0.99), toedit.Band(0.0, 0.1, action="drop")), top_p=0.9),
+        ):
+            toedit.Editor(small_prior, policy)
+
+
 def test_repr(small_prior: toedit.Prior) -> None:
     assert repr(toedit.Editor(small_prior, seed=7, key="doc")) == (
-        f"Editor(Prior({str(small_prior.path)!r}), Policy(threshold=0.99, k=8, temperature=1.0, exclude_original=False, "
-        "protect_special=True, protected_ids=()), seed=7, key='doc', offset=None)"
+        f"Editor(Prior({str(small_prior.path)!r}), Policy(threshold=0.99), seed=7, key='doc', offset=None)"
     )
 
 

@@ -12,6 +12,7 @@ from toedit._errors import (
     ClosedError,
     Error,
     ExpectedChangesWarning,
+    IdentityWarning,
     InputError,
     InternalError,
     MemoryWarning,
@@ -24,16 +25,18 @@ from toedit._errors import (
 from toedit._scores import scores
 from toedit._version import __version__
 from toedit.editor import Edited, Editor
-from toedit.policy import Policy
+from toedit.policy import Band, Policy
 from toedit.prior import SCORES_TYPE, Prior
 
 __all__ = [
     "SCORES_TYPE",
+    "Band",
     "ClosedError",
     "Edited",
     "Editor",
     "Error",
     "ExpectedChangesWarning",
+    "IdentityWarning",
     "InputError",
     "InternalError",
     "MemoryWarning",

@@ -299,7 +299,8 @@ def _from_arrays(rows: list[Any], name: str) -> tuple[pa.Array, Back]:
 
     def back(a: pa.Array) -> list[Any]:
         values = a.flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=True)
-        parts = [p.astype(r.dtype, copy=False) for p, r in zip(np.split(values, offsets[1:-1]), arrays, strict=True)]
+        ends = a.offsets.to_numpy()[1:-1] - a.offsets[0].as_py()  # rows may have become shorter
+        parts = [p.astype(r.dtype, copy=False) for p, r in zip(np.split(values, ends), arrays, strict=True)]
         return [_numpy_to_torch(p, r) if _is_torch(r) else p for p, r in zip(parts, rows, strict=True)]
 
     return result, back

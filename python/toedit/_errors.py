@@ -61,6 +61,10 @@ class ExpectedChangesWarning(UserWarning):
     """The policy is expected to change less than one token in a thousand."""
 
 
+class IdentityWarning(UserWarning):
+    """The policy changes nothing, whatever the scores are."""
+
+
 # The kinds of package capi (capi/status.go). "cancelled" is not among them: only toedit itself cancels.
 _KINDS: dict[str, type[Error]] = {
     "input": InputError,

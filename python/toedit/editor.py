@@ -14,10 +14,11 @@ import pyarrow as pa
 
 from toedit import _arrow, _bridge
 from toedit._arrow import IDS, SCORES_TYPE, SCORING_COLUMNS
-from toedit._errors import ExpectedChangesWarning, InputError, ScoresError
+from toedit._drop import follow
+from toedit._errors import ExpectedChangesWarning, IdentityWarning, InputError, ScoresError
 from toedit._tokenizer import check_same_tokenizer
 from toedit.policy import Policy
-from toedit.prior import Prior
+from toedit.prior import Prior, wanted
 
 __all__ = ["Counts", "Edited", "Editor"]
 
@@ -116,8 +117,9 @@ class Edited(Mapping[str, Any]):
 
     @property
     def log(self) -> pa.RecordBatch:
-        """A row for each change: ``row`` (of the batch), ``position`` (index among the row's real tokens, plus its
-        offset), ``old`` and ``new`` id, ``logp`` (ln P of the old id)."""
+        """A row for each edit: ``row`` (of the batch), ``position`` (index among the row's real tokens, plus its
+        offset), ``old`` and ``new`` id (-1: dropped), ``logp`` (ln P of the old id), ``band`` (index in the policy's
+        ``candidate_bands``)."""
         if isinstance(self._log, _bridge.ArrowOut):
             self._log = self._log.take()
         return self._log
@@ -182,6 +184,13 @@ class Editor:
         self.seed = _integer("seed", seed, 2**64 - 1)
         self.key = key
         self.offset = offset
+        if _is_identity(self.policy):
+            warnings.warn(
+                f"this policy changes nothing: at temperature 1 a token with P >= top_p = {self.policy.top_p} is its whole nucleus. A "
+                "higher top_p, a lower threshold or another temperature draws from more",
+                IdentityWarning,
+                stacklevel=2,
+            )
         if tokenizer is not None:
             check_same_tokenizer(tokenizer, prior.tokenizer_file)
         self._open()
@@ -189,6 +198,8 @@ class Editor:
     def _open(self) -> None:
         prior, policy = self.prior, self.policy.to_json()
         self._native = _bridge.PerProcess(self, lambda: int(_bridge.call("OpenEditor", prior.handle, policy)))
+        actions = {band.action for band in self.policy.candidate_bands}
+        self._drops, self._masks_loss = "drop" in actions, "mask_loss" in actions
         self._tokens = 0
         self._expected = 0.0
 
@@ -208,18 +219,24 @@ class Editor:
         Args:
             batch: as for :meth:`Prior.score`. Beside ``input_ids`` these columns are understood: ``scores`` (else the
                 batch is scored here), ``attention_mask`` (0 is padding), ``labels`` (where -100, the token is not edited;
-                elsewhere they follow the ids), ``special_tokens_mask`` and ``protected_mask`` (not 0: not edited), and
-                the key and offset columns.
+                elsewhere they are the ids, and follow them unless the policy says otherwise), ``special_tokens_mask`` and
+                ``protected_mask`` (not 0: not edited), and the key and offset columns.
             epoch: 0 to 2**32 - 1. Another epoch, other draws.
 
         Returns:
-            The edited batch, with as many rows and tokens as came in.
+            The edited batch, with as many rows as came in, and as many tokens unless the policy drops some: then every list
+            column whose rows are as long as those of ``input_ids`` loses the same values.
 
         Raises:
             InputError: a row or a value cannot be used; the message names it.
             ScoresError: the scores are of other ids, another prior, or do not hold what the policy needs.
         """
         edited = self.edit(batch, epoch)
+        if self._masks_loss and LABELS not in edited:
+            raise InputError(
+                f"the policy masks loss, but the batch has no column {LABELS!r}; give it labels, or edit with "
+                "toedit.torch.EditCollator, which masks those that its collate_fn makes"
+            )
         if few_expected(self._tokens, self._expected) is None:
             self._tokens += edited.counts.tokens
             self._expected += edited.counts.expected_changes
@@ -227,7 +244,8 @@ class Editor:
         return edited
 
     def edit(self, batch: Any, epoch: int = 0) -> Edited:
-        """The same without the warning about runs that change almost nothing."""
+        """The same without the warning about runs that change almost nothing, and without the error where loss is to be masked
+        and there are no labels: the log says of which tokens."""
         epoch = _integer("epoch", epoch, 2**32 - 1)
         opened = _arrow.open_batch(batch)
         names = opened.names
@@ -252,7 +270,7 @@ class Editor:
             given = {
                 name: columns[name] if name in columns else opened.column(name)[0] for name in SCORING_COLUMNS if name in names
             }
-            columns[SCORES] = self.prior.score_columns(given, self.policy.k, [(self.policy.threshold, 1.0)])
+            columns[SCORES] = self.prior.score_columns(given, *wanted(None, self.policy))
 
         native = self._native.get()
         given_ = _bridge.ArrowIn(columns)
@@ -264,12 +282,21 @@ class Editor:
         )  # fmt: skip
         result = out.take()
         edited = {name: back(result.column(name)) for name, back in backs.items()}
+        if self._drops:
+            kept = result.column(result.num_columns - 1)
+            edited |= follow(opened, batch, ids, kept, [name for name in names if name not in edited])
         return Edited(
             opened,
             opened.rebuild(edited),
             Counts(*_COUNTS.unpack(counts)),
             log,
         )
+
+
+def _is_identity(policy: Policy) -> bool:
+    """Whether every token that the policy draws is certain to be its own nucleus. Above 1/2 it is the most probable one."""
+    bands = policy.candidate_bands
+    return policy.temperature == 1 and all(b.action == "resample" and b.low >= policy.top_p and b.low > 0.5 for b in bands)
 
 
 def few_expected(tokens: int, expected: float) -> bool | None:

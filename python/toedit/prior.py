@@ -196,7 +196,7 @@ class Prior:
                 document), ``position_ids`` (int [tokens], restarting in each) or ``seq_lengths`` (int [documents], adding
                 up to the row's tokens). Each document is then scored by itself.
             k: how many of the most probable tokens are stored at a kept position; the policy's k, else 8.
-            keep: where top-k is stored: a policy (its band) or closed ranges of P; by default P >= 0.9.
+            keep: where top-k is stored: a policy (the bands that it resamples) or closed ranges of P; by default P >= 0.9.
             split_after: an id after which another document begins inside a row (an end-of-sequence token).
             progress: called now and then with the tokens scored so far and all tokens.
 
@@ -303,7 +303,8 @@ class Prior:
 def wanted(k: int | None, keep: Policy | Iterable[tuple[float, float]] | None) -> tuple[int, list[tuple[float, float]]]:
     """What is to be stored of the top-k: k, and the ranges of P where."""
     if isinstance(keep, Policy):
-        k, ranges = keep.k if k is None else k, [(keep.threshold, 1.0)]
+        k = keep.k if k is None else k
+        ranges = [(band.low, band.high) for band in keep.candidate_bands if band.action == "resample"]
     else:
         ranges = [(DEFAULT_KEEP, 1.0)] if keep is None else _ranges(keep)
     k = DEFAULT_K if k is None else k

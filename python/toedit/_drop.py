@@ -1,0 +1,87 @@
+"""What goes with a token that is taken out of a row: its values in every other column that has one for each token."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from toedit._arrow import Batch, to_arrow
+from toedit._errors import InputError
+
+__all__ = ["follow"]
+
+# Columns that say where tokens stand, which are other places once one is gone.
+_PLACES = ("position_ids", "seq_lengths")
+
+
+def follow(batch: Batch, container: Any, ids: pa.Array, kept: pa.Array, names: list[str]) -> dict[str, Any]:
+    """The columns that have a value for each token, without those of dropped tokens.
+
+    Args:
+        batch: the batch, opened, that container is.
+        ids: its ids, before.
+        kept: list<int32>, the indexes of each row's values that are left.
+        names: the columns to look at.
+
+    Returns:
+        By name, each list column whose rows are as long as those of the ids, in the container that it came in.
+
+    Raises:
+        InputError: one of them cannot follow.
+    """
+    lengths = pc.list_value_length(ids)
+    shorter = not lengths.cast(pa.int64()).equals(pc.list_value_length(kept).cast(pa.int64()))
+    columns = {}
+    for name in names:
+        if name in _PLACES:
+            raise InputError(f"column {name!r} cannot follow where tokens are dropped; make it after editing")
+        values = batch.get(container, name)
+        if shorter and _row_lengths(values) == lengths.to_pylist():
+            columns[name] = _take(values, kept, name)
+    return columns
+
+
+def _row_lengths(values: Any) -> list[int | None] | None:
+    """The lengths of a column's rows; None where it has no lists."""
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
+            return None
+        lengths: list[int | None] = pc.list_value_length(values).to_pylist()
+        return lengths
+    if _is_polars(values):
+        return _row_lengths(values.to_arrow())
+    if not isinstance(values, list) or any(isinstance(row, (str, bytes, dict)) for row in values):
+        return None
+    try:
+        return [len(row) for row in values]
+    except TypeError:
+        return None
+
+
+def _is_polars(values: Any) -> bool:
+    polars = sys.modules.get("polars")
+    return polars is not None and isinstance(values, polars.Series)
+
+
+def _take(values: Any, kept: pa.Array, name: str) -> Any:
+    if isinstance(values, list):
+        return [_take_row(row, indexes) for row, indexes in zip(values, kept.to_pylist(), strict=True)]
+    array, back = to_arrow(values, name)
+    starts = array.offsets.to_numpy()
+    # From indexes in the row to indexes in the values.
+    lengths = pc.list_value_length(kept).to_numpy()
+    indexes = kept.flatten().to_numpy() + np.repeat(starts[:-1], lengths)
+    offsets = np.zeros(len(lengths) + 1, starts.dtype)
+    np.cumsum(lengths, out=offsets[1:])
+    taken = array.values.take(pa.array(indexes))
+    return back(type(array).from_arrays(pa.array(offsets), taken, type=array.type))
+
+
+def _take_row(row: Any, indexes: list[int]) -> Any:
+    if isinstance(row, (list, tuple)):
+        return type(row)([row[i] for i in indexes])
+    return row[indexes]  # NumPy and torch
