@@ -186,8 +186,8 @@ class Editor:
         self.offset = offset
         if _is_identity(self.policy):
             warnings.warn(
-                f"this policy changes nothing: at temperature 1 a token with P >= top_p = {self.policy.top_p} is its whole nucleus. A "
-                "higher top_p, a lower threshold or another temperature draws from more",
+                f"this policy changes nothing: at temperature 1 a token with P >= top_p = {self.policy.top_p} is its whole "
+                "nucleus. A higher top_p, a lower threshold or another temperature draws from more",
                 IdentityWarning,
                 stacklevel=2,
             )
