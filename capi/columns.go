@@ -11,6 +11,7 @@ import (
 
 // columnCopy is a list column on its way out: a copy of one that came in, into which edits are written.
 type columnCopy interface {
+	fill(from, to int) // copies rows, before anything is set in them
 	set(row, at int, value int64)
 	remove(places []place)
 	column(name string, t arrow.DataType) *column // hands the memory over
@@ -21,7 +22,8 @@ type columnCopy interface {
 type copiedList[T tokenID] struct {
 	list   *listColumn
 	rows   int
-	first  int // where row 0 begins in the source's values
+	source []T
+	first  int // where row 0 begins in the source
 	buffer buffer
 	values []T
 	ends   []int // where each row ends in values; nil: where it does in the source
@@ -30,14 +32,23 @@ type copiedList[T tokenID] struct {
 // place is a value of a list column.
 type place struct{ row, at int }
 
-// newCopiedList copies the values of rows rows in one piece: the rows of a list lie one behind the other.
+// newCopiedList makes room for a copy of so many rows.
 func newCopiedList[T tokenID](list *listColumn, rows int, values []T) *copiedList[T] {
 	first, _ := list.row(0)
 	_, end := list.row(rows - 1)
-	c := &copiedList[T]{list: list, rows: rows, first: first}
+	c := &copiedList[T]{list: list, rows: rows, source: values, first: first}
 	c.buffer, c.values = newBuffer[T](end - first)
-	copy(c.values, values[first:end])
 	return c
+}
+
+// fill copies in one piece: the rows of a list lie one behind the other.
+func (c *copiedList[T]) fill(from, to int) {
+	if from == to {
+		return
+	}
+	start, _ := c.list.row(from)
+	_, end := c.list.row(to - 1)
+	copy(c.values[start-c.first:], c.source[start:end])
 }
 
 func (c *copiedList[T]) set(row, at int, value int64) {
@@ -209,6 +220,13 @@ func (l *logBuilder) add(row int, position uint64, e editor.Edit) {
 	}
 	l.logp = append(l.logp, e.LogP)
 	l.band = append(l.band, int32(e.Band))
+}
+
+// append adds the rows of another log.
+func (l *logBuilder) append(o *logBuilder) {
+	l.row, l.position = append(l.row, o.row...), append(l.position, o.position...)
+	l.old, l.new = append(l.old, o.old...), append(l.new, o.new...)
+	l.logp, l.band = append(l.logp, o.logp...), append(l.band, o.band...)
 }
 
 func (l *logBuilder) build() *column {

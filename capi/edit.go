@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
+	"sort"
 	"sync"
 
 	"github.com/apache/arrow/go/v17/arrow"
@@ -28,14 +30,36 @@ type openEditor struct {
 	scratch     sync.Pool // *scratch
 }
 
-// scratch is memory that one call of Edit uses for all its rows.
+// scratch is memory that one thread of one call of Edit uses for its rows, and what it found in them.
 type scratch struct {
 	doc       document
 	edited    editor.Document
 	plan      editor.Plan
 	protected []bool
-	log       logBuilder
-	removed   []place
+
+	log             logBuilder
+	removed         []place
+	counts          editor.Counts // but for Expected
+	expected        []float64     // of each row
+	empty, overlong int
+}
+
+func (s *scratch) reset() {
+	s.log.reset()
+	s.removed = s.removed[:0]
+	s.counts = editor.Counts{}
+	s.expected = s.expected[:0]
+	s.empty, s.overlong = 0, 0
+}
+
+// add takes over what another thread found in the rows behind.
+func (s *scratch) add(o *scratch) {
+	s.log.append(&o.log)
+	s.removed = append(s.removed, o.removed...)
+	s.counts.Add(o.counts)
+	s.expected = append(s.expected, o.expected...)
+	s.empty += o.empty
+	s.overlong += o.overlong
 }
 
 // CheckPolicy says what is wrong with a policy (JSON).
@@ -311,62 +335,42 @@ func (in *editInput) editNothing(drops bool) *editResult {
 
 // editTokens edits every row into new columns: the ids and, where there are labels, the labels.
 func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values []T) (r *editResult, err error) {
-	s := e.scratch.Get().(*scratch)
-	defer func() {
-		// No views of the batch's memory, which is about to be released, may stay behind.
-		s.doc.ids, s.edited = nil, editor.Document{}
-		e.scratch.Put(s)
-	}()
-	r = &editResult{}
-	s.log.reset()
-	s.removed = s.removed[:0]
-	ids := newCopiedList(in.ids, in.rows, values)
-	copies := []columnCopy{ids}
+	w := &editing[T]{in: in, e: e, ep: ep, values: values, ids: newCopiedList(in.ids, in.rows, values)}
+	copies := []columnCopy{w.ids}
 	names := []string{"input_ids"}
-	var labels columnCopy
 	if in.labels != nil {
-		labels = in.labels.copy(in.rows)
-		copies, names = append(copies, labels), append(names, "labels")
+		w.labels = in.labels.copy(in.rows)
+		copies, names = append(copies, w.labels), append(names, "labels")
+	}
+	parts := in.parts(runtime.GOMAXPROCS(0))
+	found := make([]*scratch, len(parts)-1)
+	for p := range found {
+		found[p] = e.scratch.Get().(*scratch)
+		found[p].reset()
 	}
 	defer func() {
+		for _, s := range found {
+			// No views of the batch's memory, which is about to be released, may stay behind.
+			s.doc.ids, s.edited = nil, editor.Document{}
+			e.scratch.Put(s)
+		}
 		if err != nil {
 			for _, c := range copies {
 				c.free()
 			}
 		}
 	}()
-	for i := range in.rows {
-		start, end := in.ids.row(i)
-		if err := read(&s.doc, i, values[start:end], in.mask, e.vocabulary); err != nil {
-			return nil, err
-		}
-		offset, err := in.plan(i, e, ep, s, r)
-		if err != nil {
-			return nil, err
-		}
-		for _, edit := range s.plan.Edits {
-			at := s.doc.index(edit.Pos)
-			s.log.add(i, offset+uint64(edit.Pos), edit)
-			switch edit.Action {
-			case editor.Drop:
-				s.removed = append(s.removed, place{i, int(at)})
-			case editor.MaskLoss:
-				if labels != nil {
-					labels.set(i, int(at), ignored)
-				}
-			default:
-				if uint32(T(edit.New)) != edit.New {
-					return nil, fail(Input, "row %d: position %d is to become id %d, which does not fit the column's %s; use int32 or int64 ids",
-						i, at, edit.New, in.ids.values.DataType())
-				}
-				ids.set(i, int(at), int64(edit.New))
-				if labels != nil && e.policy.Labels == editor.LabelsEdited && !in.labels.ignores(i, int(at)) {
-					labels.set(i, int(at), int64(edit.New))
-				}
-			}
-		}
+	if err := inParallel(len(found), func(p int) error { return w.edit(parts[p], parts[p+1], found[p]) }); err != nil {
+		return nil, err
 	}
-	r.out, r.log = structOf(in.rows), s.log.build()
+	s := found[0]
+	for _, behind := range found[1:] {
+		s.add(behind)
+	}
+	r = &editResult{out: structOf(in.rows), log: s.log.build(), counts: s.counts, empty: s.empty, overlong: s.overlong}
+	for _, expected := range s.expected { // row after row, however many threads there were
+		r.counts.Expected += expected
+	}
 	for i, c := range copies {
 		c.remove(s.removed)
 		r.out.children = append(r.out.children, c.column(names[i], in.types[names[i]]))
@@ -377,8 +381,82 @@ func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values
 	return r, nil
 }
 
+// tokensPerThread is what a thread must have to do before another one is started. A batch of a training loop stays below it:
+// there the cores are the trainer's.
+const tokensPerThread = 1 << 18
+
+// parts splits the rows into at most so many parts of about as many tokens each. It returns where they begin, and the end.
+func (in *editInput) parts(most int) []int {
+	first, _ := in.ids.row(0)
+	_, end := in.ids.row(in.rows - 1)
+	n := max(1, min(most, (end-first)/tokensPerThread))
+	starts := make([]int, 1, n+1)
+	for p := 1; p < n; p++ {
+		until := first + (end-first)/n*p
+		starts = append(starts, sort.Search(in.rows, func(i int) bool { start, _ := in.ids.row(i); return start >= until }))
+	}
+	return append(starts, in.rows)
+}
+
+// editing is what all threads of one call of Edit share.
+type editing[T tokenID] struct {
+	in     *editInput
+	e      *openEditor
+	ep     editor.Epoch
+	values []T
+	ids    *copiedList[T]
+	labels columnCopy // nil where there are none
+}
+
+// edit edits rows from..to-1.
+func (w *editing[T]) edit(from, to int, s *scratch) error {
+	w.ids.fill(from, to)
+	if w.labels != nil {
+		w.labels.fill(from, to)
+	}
+	for i := from; i < to; i++ {
+		start, end := w.in.ids.row(i)
+		if err := read(&s.doc, i, w.values[start:end], w.in.mask, w.e.vocabulary); err != nil {
+			return err
+		}
+		offset, err := w.in.plan(i, w.e, w.ep, s)
+		if err != nil {
+			return err
+		}
+		for _, edit := range s.plan.Edits {
+			s.log.add(i, offset+uint64(edit.Pos), edit)
+			if err := w.apply(i, int(s.doc.index(edit.Pos)), edit, s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// apply makes an edit at an index in a row.
+func (w *editing[T]) apply(row, at int, edit editor.Edit, s *scratch) error {
+	switch edit.Action {
+	case editor.Drop:
+		s.removed = append(s.removed, place{row, at})
+	case editor.MaskLoss:
+		if w.labels != nil {
+			w.labels.set(row, at, ignored)
+		}
+	default:
+		if uint32(T(edit.New)) != edit.New {
+			return fail(Input, "row %d: position %d is to become id %d, which does not fit the column's %s; use int32 or int64 ids",
+				row, at, edit.New, w.in.ids.values.DataType())
+		}
+		w.ids.set(row, at, int64(edit.New))
+		if w.labels != nil && w.e.policy.Labels == editor.LabelsEdited && !w.in.labels.ignores(row, at) {
+			w.labels.set(row, at, int64(edit.New))
+		}
+	}
+	return nil
+}
+
 // plan plans the edits of row i, whose tokens are in s.doc, into s.plan, and counts. It returns the row's offset.
-func (in *editInput) plan(i int, e *openEditor, ep editor.Epoch, s *scratch, r *editResult) (offset uint64, err error) {
+func (in *editInput) plan(i int, e *openEditor, ep editor.Epoch, s *scratch) (offset uint64, err error) {
 	if got := in.scores.prior(i); got != e.fingerprint {
 		differs := ""
 		if what := prior.Difference(got, e.fingerprint); what != "" {
@@ -409,13 +487,15 @@ func (in *editInput) plan(i int, e *openEditor, ep editor.Epoch, s *scratch, r *
 		}
 		return 0, &Error{kind, fmt.Errorf("row %d: %w", i, err)}
 	}
-	r.counts.Add(counts)
+	s.expected = append(s.expected, counts.Expected)
+	counts.Expected = 0
+	s.counts.Add(counts)
 	n := len(d.IDs)
 	switch {
 	case n == 0:
-		r.empty++
+		s.empty++
 	case n > 1 && d.Scores.NullCount > 0 && !bitutil.BitIsSet(d.Scores.Valid, d.Scores.ValidOffset+n-1):
-		r.overlong++
+		s.overlong++
 	}
 	return d.Offset, nil
 }

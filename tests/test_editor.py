@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from tokenizers import Tokenizer, models
 
@@ -255,6 +256,37 @@ def test_pickling(small_prior: toedit.Prior, small_columns: Columns) -> None:
         assert copy.policy == editor.policy
         assert copy(batch, epoch=3)["input_ids"].equals(expected["input_ids"])
     assert len(pickle.dumps(editor)) < 1000  # settings, no model
+
+
+def test_a_large_batch_is_edited_by_several_threads_as_by_one(
+    small_prior: toedit.Prior, small_batch: SmallBatch, tmp_path: Path
+) -> None:
+    """Rows, log, counts and the error of the first bad row are the same."""
+    rows, scores = small_batch
+    times = 5000  # 650,000 tokens: enough for two threads
+    table = pa.table(
+        {"input_ids": pa.array(rows * times), "scores": pa.concat_arrays([oracle.scores_to_arrow(scores)] * times)}
+    )
+    pa.parquet.write_table(table, tmp_path / "rows.parquet")
+    code = f"""
+import sys, pyarrow.parquet as pq, toedit, hashlib
+table = pq.read_table({str(tmp_path / "rows.parquet")!r})
+edited = toedit.Editor(toedit.Prior({str(small_prior.path)!r}), toedit.Policy(threshold=0.5, temperature=2.0))(table)
+digest = hashlib.sha256(edited["input_ids"].combine_chunks().values.to_numpy())
+for column in edited.log.columns:
+    digest.update(column.to_numpy())
+print(digest.hexdigest(), edited.counts)
+"""
+    by_one = helpers.python("import os; os.environ['GOMAXPROCS'] = '1'\n" + code).stdout
+    by_several = helpers.python("import os; os.environ['GOMAXPROCS'] = '3'\n" + code).stdout
+    assert by_several == by_one
+    assert "changes=0" not in by_one
+
+    column = table["scores"].combine_chunks()
+    broken = [4 if i in (20_001, 20_003, 3) else 8 for i in range(len(column))]
+    parts = [pa.array(broken, pa.int32()) if f.name == "k" else column.field(f.name) for f in column.type]
+    with pytest.raises(toedit.ScoresError, match="row 3: "):
+        toedit.Editor(small_prior)(table.set_column(1, "scores", pa.StructArray.from_arrays(parts, fields=list(column.type))))
 
 
 def test_a_nucleus_of_one_is_warned_of(small_prior: toedit.Prior, small_columns: Columns) -> None:

@@ -349,7 +349,7 @@ type PanicError struct {
 }
 
 func (e *PanicError) Error() string {
-	return fmt.Sprintf("panic while scoring: %v\n%s", e.Value, e.Stack)
+	return fmt.Sprintf("panic: %v\n%s", e.Value, e.Stack)
 }
 
 // tensors are a run's inputs and outputs. The inputs lie in Go memory that is pinned, since ONNX Runtime keeps their
