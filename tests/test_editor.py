@@ -259,7 +259,7 @@ def test_pickling(small_prior: toedit.Prior, small_columns: Columns) -> None:
 
 
 def test_a_large_batch_is_edited_by_several_threads_as_by_one(
-    small_prior: toedit.Prior, small_batch: SmallBatch, tmp_path: Path
+    small_prior: toedit.Prior, small_batch: SmallBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows, log, counts and the error of the first bad row are the same."""
     rows, scores = small_batch
@@ -277,8 +277,10 @@ for column in edited.log.columns:
     digest.update(column.to_numpy())
 print(digest.hexdigest(), edited.counts)
 """
-    by_one = helpers.python("import os; os.environ['GOMAXPROCS'] = '1'\n" + code).stdout
-    by_several = helpers.python("import os; os.environ['GOMAXPROCS'] = '3'\n" + code).stdout
+    monkeypatch.setenv("GOMAXPROCS", "1")
+    by_one = helpers.python(code).stdout
+    monkeypatch.setenv("GOMAXPROCS", "3")
+    by_several = helpers.python(code).stdout
     assert by_several == by_one
     assert "changes=0" not in by_one
 
