@@ -92,6 +92,7 @@ type Prior struct {
 	Reading       Reading         `json:"-"`     // how it was opened, nothing left to default
 
 	fingerprint string
+	text        text
 }
 
 // Open is OpenAs with the default reading.

@@ -6,6 +6,7 @@ type Table struct {
 	bytes  []byte   // of all tokens, one behind the other
 	starts []uint32 // where each begins, and the end
 	traits []Trait
+	words  bool // white space stands between tokens and in none
 }
 
 // Trait says what a token looks like in text. A token has any number of them.
