@@ -103,7 +103,13 @@ func OpenEditor(priorHandle uint64, policy string) (handle uint64, err error) {
 		if err != nil {
 			return err
 		}
-		e, err := editor.New(parsed, p.Vocabulary())
+		vocabulary := p.Vocabulary()
+		if parsed.NeedsText() {
+			if vocabulary.Text, err = p.Text(); err != nil {
+				return &Error{Prior, err}
+			}
+		}
+		e, err := editor.New(parsed, vocabulary)
 		if err != nil {
 			return &Error{Input, err}
 		}
