@@ -1,7 +1,6 @@
 package editor
 
 import (
-	"cmp"
 	"math"
 	"slices"
 )
@@ -11,7 +10,7 @@ type amountScratch struct {
 	positions []int32
 	which     []int32
 	words     []uint64
-	order     []int32
+	sorted    []uint64
 	stream    drawStream
 }
 
@@ -36,24 +35,37 @@ func (e *Editor) limitAmount(ep Epoch, d *Document, plan *Plan, counts *Counts) 
 
 // choose leaves so many of plan.found: those of the highest P, or of the lowest random words; of equal ones the first.
 func (e *Editor) choose(ep Epoch, d *Document, plan *Plan, most int) {
-	a := &plan.amount
-	a.order = a.order[:0]
-	for c := range plan.found {
-		a.order = append(a.order, int32(c))
-	}
+	var ranks []uint64 // lower is chosen before higher
 	if e.policy.MaxEditOrder == OrderRandom {
-		words := plan.candidateWords(ep, purposeOrder, d)
-		slices.SortFunc(a.order, func(x, y int32) int { return cmp.Or(cmp.Compare(words[x], words[y]), cmp.Compare(x, y)) })
+		ranks = plan.candidateWords(ep, purposeOrder, d)
 	} else {
-		logp := func(c int32) float32 { return d.Scores.LogP[plan.found[c].pos] }
-		slices.SortFunc(a.order, func(x, y int32) int { return cmp.Or(cmp.Compare(logp(y), logp(x)), cmp.Compare(x, y)) })
+		plan.amount.words = plan.amount.words[:0]
+		for _, f := range plan.found {
+			plan.amount.words = append(plan.amount.words, max(keyOf(d.Scores.LogP[f.pos]), leastRight)) // +0 is -0
+		}
+		ranks = plan.amount.words
 	}
-	chosen := a.order[:most]
-	slices.Sort(chosen)
-	for i, c := range chosen {
-		plan.found[i] = plan.found[c] // c >= i
+	sorted := append(plan.amount.sorted[:0], ranks...)
+	plan.amount.sorted = sorted
+	slices.Sort(sorted)
+	kept := plan.found[:0]
+	if most > 0 {
+		limit := sorted[most-1]
+		first, _ := slices.BinarySearch(sorted, limit)
+		ties := most - first // so many that are equal to the limit
+		for c, f := range plan.found {
+			switch {
+			case ranks[c] > limit:
+				continue
+			case ranks[c] == limit:
+				if ties--; ties < 0 {
+					continue
+				}
+			}
+			kept = append(kept, f)
+		}
 	}
-	plan.found = plan.found[:most]
+	plan.found = kept
 }
 
 // candidateWords gives a random word for each of plan.found.

@@ -62,6 +62,30 @@ func bandLimit(bound float32) uint64 {
 	return uint64(math.Float32bits(bound)|1<<31) + bandBias + 1
 }
 
+// keyGap is the keys from start on, so many, that are in no band.
+type keyGap struct{ start, length uint64 }
+
+// lacks is 1 where a key is not in the gap, else 0.
+func (g keyGap) lacks(key uint64) uint64 {
+	return 1 - (((key-g.start)|(g.start+g.length-1-key))>>63 ^ 1)
+}
+
+// widestGap is the gap between or below the bands that spans most of P.
+func widestGap(bands []Band, keys []keyBand) keyGap {
+	var widest keyGap
+	span := 0.0
+	for i, k := range keys {
+		end, high := uint64(1<<32), 0.0
+		if i+1 < len(keys) {
+			end, high = keys[i+1].start, bands[keys[i+1].index].High
+		}
+		if low := bands[k.index].Low; low-high > span {
+			widest, span = keyGap{k.end, end - k.end}, low-high
+		}
+	}
+	return widest
+}
+
 // below is 1 where logp has a key below the limit, else 0.
 func below(limit uint64, logp float32) uint64 { return (keyOf(logp) - limit) >> 63 }
 

@@ -107,11 +107,28 @@ var paperPolicy = PaperPolicy()
 
 func BenchmarkPlan64x512(b *testing.B) {
 	docs := benchRows(64, 512, 8)
-	exclude := paperPolicy
-	exclude.ExcludeOriginal = true
-	b.Run("paper", func(b *testing.B) { benchPlan(b, docs, paperPolicy) })
-	b.Run("exclude", func(b *testing.B) { benchPlan(b, docs, exclude) })
-	b.Run("k64", func(b *testing.B) {
+	for _, c := range []struct {
+		name   string
+		change func(*Policy)
+	}{
+		{"paper", func(*Policy) {}},
+		{"exclude", func(p *Policy) { p.ExcludeOriginal = true }},
+		{"hot", func(p *Policy) { p.Temperature = 1.5 }},
+		{"k 5", func(p *Policy) { p.K = 5 }},
+		{"nucleus", func(p *Policy) { p.TopP = 0.999 }},
+		{"hot nucleus", func(p *Policy) { p.TopP, p.Temperature = 0.95, 1.5 }},
+		{"cold nucleus", func(p *Policy) { p.TopP, p.Temperature = 0.999, 0.7 }},
+		{"rejection", func(p *Policy) { p.RejectionTries = 8 }},
+		{"hot rejection", func(p *Policy) { p.RejectionTries, p.Temperature = 8, 1.5 }},
+		{"half", func(p *Policy) { p.EditProbability = 0.5 }},
+		{"at most 5 %", func(p *Policy) { p.MaxEditRate = 0.05 }},
+		{"mask", func(p *Policy) { p.Bands = []Band{{Low: 0.99, High: 1, Closed: true, Action: MaskLoss}} }},
+	} {
+		policy := PaperPolicy()
+		c.change(&policy)
+		b.Run(c.name, func(b *testing.B) { benchPlan(b, docs, policy) })
+	}
+	b.Run("k 64", func(b *testing.B) {
 		p := paperPolicy
 		p.K = 64
 		benchPlan(b, benchRows(64, 512, 64), p)

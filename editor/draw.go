@@ -27,11 +27,10 @@ func (e *Editor) draw(ep Epoch, d *Document, plan *Plan, counts *Counts) error {
 	plan.words = slices.Grow(plan.words[:0], len(candidates))[:len(candidates)]
 	stream.fill(plan.words, candidates, s.TopPos)
 	plan.Edits = slices.Grow(plan.Edits[:0], len(candidates))
-	expected := 0.0
-	eights := e.drawsEights()
+	eights := e.drawsEights() && s.K >= 8
 	for c := 0; c < len(candidates); c++ {
 		if eights {
-			if c = e.drawEights(d, plan, c, &expected); c == len(candidates) {
+			if c = e.drawEights(d, plan, c, counts); c == len(candidates) {
 				break
 			}
 		}
@@ -42,7 +41,7 @@ func (e *Editor) draw(ep Epoch, d *Document, plan *Plan, counts *Counts) error {
 		if err != nil {
 			return err
 		}
-		expected += 1 - drawn.keep
+		counts.Expected += 1 - drawn.keep
 		if drawn.truncated {
 			counts.Truncated++
 		}
@@ -51,7 +50,6 @@ func (e *Editor) draw(ep Epoch, d *Document, plan *Plan, counts *Counts) error {
 		}
 	}
 	counts.Changes = int64(len(plan.Edits))
-	counts.Expected = expected
 	return nil
 }
 

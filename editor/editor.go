@@ -24,6 +24,7 @@ type Editor struct {
 	barred     []bool // for every id of the model: neither candidate nor drawn
 	plain      idRange
 	bands      []keyBand    // by falling P
+	gap        keyGap       // of which nothing is in a band
 	weights    *halfWeights // exp(a / temperature)
 	nucleus    *nucleus     // nil where TopP is 1
 	protects   bool         // whether protectText has something to say
@@ -75,6 +76,7 @@ func New(p Policy, v Vocabulary) (*Editor, error) {
 		weights:    newHalfWeights(p.Temperature),
 		protects:   p.ProtectSubwords || p.ProtectCode || len(p.ProtectedWords) > 0 || p.ProtectFirst > 0,
 	}
+	e.gap = widestGap(p.Bands, e.bands)
 	if p.TopP < 1 {
 		e.nucleus = newNucleus(&p, e.weights, v.ModelSize)
 	}

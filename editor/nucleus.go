@@ -80,6 +80,43 @@ func (n *nucleus) size(ids []int32, logp []float32, weights []float64, old uint3
 	return 0, false
 }
 
+// ofEight is size where the old id is the first of eight choices, of which those behind the k-th weigh nothing.
+func (n *nucleus) ofEight(w [8]float64, logp *[8]float32, k int, oldLogP float32) (int, bool) {
+	if n.temperature == 1 {
+		if keyOf(oldLogP) < n.alone {
+			return 1, true
+		}
+		w[0] = expNeg(float64(oldLogP))
+		return smallest(&w, n.p)
+	}
+	mass := expNeg(float64(oldLogP))
+	for _, a := range logp[1:k] {
+		mass += n.plain.weight(a)
+	}
+	w[0] = expNeg(float64(oldLogP) / n.temperature)
+	least := w[0] + w[1] + w[2] + w[3] + w[4] + w[5] + w[6] + w[7]
+	size, known := smallest(&w, float64(n.p*least))
+	sum := w[0]
+	for _, v := range w[1:size] {
+		sum += v
+	}
+	return size, known && least >= leastSum && sum >= float64(n.p*(least+n.rest(1-mass, float64(logp[k-1]))))
+}
+
+// smallest is how many of the weights it takes to reach a sum, and whether all do.
+func smallest(w *[8]float64, sum float64) (int, bool) {
+	c0 := w[0]
+	c1 := c0 + w[1]
+	c2 := c1 + w[2]
+	c3 := c2 + w[3]
+	c4 := c3 + w[4]
+	c5 := c4 + w[5]
+	c6 := c5 + w[6]
+	c7 := c6 + w[7]
+	return 8 - atLeast(c0, sum) - atLeast(c1, sum) - atLeast(c2, sum) - atLeast(c3, sum) -
+		atLeast(c4, sum) - atLeast(c5, sum) - atLeast(c6, sum), c7 >= sum
+}
+
 // rest is the most that tokens which share the probability r, none of them above exp(last), can add up to after the
 // temperature.
 func (n *nucleus) rest(r, last float64) float64 {

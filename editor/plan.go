@@ -246,7 +246,11 @@ func listBelow(list, pos []int32, logp []float32, limit uint64) (int, bool) {
 }
 
 // findAll puts the candidates into plan.found, for every policy and every case,
-// one position after the other, and says what is wrong.
+// and says what is wrong.
+//
+// It lists what is outside the widest gap between the bands, without a branch
+// that depends on data, and then looks at that one after the other. What is no
+// log probability is outside of every gap.
 func (e *Editor) findAll(d *Document, protected []bool, plan *Plan) (Counts, error) {
 	s := &d.Scores
 	n := len(d.IDs)
@@ -260,20 +264,29 @@ func (e *Editor) findAll(d *Document, protected []bool, plan *Plan) (Counts, err
 		}
 		last = int(p)
 	}
-	counts := Counts{Tokens: int64(n)}
+	nulls := 0
+	if s.Valid != nil {
+		for i := 0; i < n; i += 64 {
+			nulls += 64 - bits.OnesCount64(validWord(s.Valid, s.ValidOffset, n, i))
+		}
+	}
+	counts := Counts{Tokens: int64(n), Scored: int64(n - nulls), Unscored: int64(nulls)}
+
+	plan.candidates = slices.Grow(plan.candidates[:0], n)[:n]
+	listed := 0
+	gap := e.gap
+	for i, v := range s.LogP {
+		plan.candidates[listed] = int32(i)
+		listed += int(gap.lacks(keyOf(v)))
+	}
 	plan.found = plan.found[:0]
 	j := 0
-	for i, v := range s.LogP {
-		stored := -1
-		if j < len(s.TopPos) && int(s.TopPos[j]) == i {
-			stored = j
-			j++
-		}
+	for _, pos := range plan.candidates[:listed] {
+		i := int(pos)
+		v := s.LogP[i]
 		if !s.valid(i) {
-			counts.Unscored++
 			continue
 		}
-		counts.Scored++
 		if !(v <= 0) {
 			return Counts{}, scoresErrorf("logp", "is %v at position %d; a log probability is 0 or below, null where there is none; score again", v, i)
 		}
@@ -289,12 +302,19 @@ func (e *Editor) findAll(d *Document, protected []bool, plan *Plan) (Counts, err
 			counts.Protected++
 			continue
 		}
-		if stored < 0 && band.action == Resample {
-			return Counts{}, scoresErrorf("topk_pos", "lacks position %d, whose logp of %v is in the policy's band %v: score with keep=policy, or choose a narrower band",
-				i, v, e.policy.Bands[band.index])
+		stored := int32(-1)
+		if band.action == Resample {
+			for j < len(s.TopPos) && s.TopPos[j] < pos {
+				j++
+			}
+			if j == len(s.TopPos) || s.TopPos[j] != pos {
+				return Counts{}, scoresErrorf("topk_pos", "lacks position %d, whose logp of %v is in the policy's band %v: score with keep=policy, or choose a narrower band",
+					i, v, e.policy.Bands[band.index])
+			}
+			stored = int32(j)
 		}
 		counts.Candidates++
-		plan.found = append(plan.found, found{int32(i), int32(stored), band.index})
+		plan.found = append(plan.found, found{pos, stored, band.index})
 	}
 	return counts, nil
 }

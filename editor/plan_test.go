@@ -161,7 +161,7 @@ func TestFastPathsEqualSlowOnes(t *testing.T) {
 				for _, j := range slow.candidates {
 					one := Plan{candidates: []int32{j}, words: []uint64{0}, Edits: make([]Edit, 0, 1)}
 					if e.drawsEights() {
-						fast += e.drawEights(d, &one, 0, new(float64))
+						fast += e.drawEights(d, &one, 0, new(Counts))
 					}
 				}
 			}

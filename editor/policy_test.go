@@ -1,8 +1,8 @@
 package editor
 
 import (
-	"fmt"
 	"encoding/json"
+	"fmt"
 	"math"
 	"testing"
 
