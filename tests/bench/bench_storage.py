@@ -48,9 +48,7 @@ def main() -> None:
         scores = prior.score(rows, k=K, keep=[(least, 1.0)])
         kept = len(scores.field("topk_pos").flatten()) / tokens
         ours, plain = bytes_a_token(scores, as_toedit), bytes_a_token(scores, as_pyarrow)
-        print(
-            f"  {title:28s} (P >= {least:.4f}, {100 * kept:4.1f} %, k = {K}): {ours:.2f} bytes a token; pyarrow's way {plain:.2f}"
-        )
+        print(f"  {title:28s} (P >= {least:.4f}, {100 * kept:4.1f} %, k = {K}): {ours:.2f} bytes, pyarrow's {plain:.2f}")
 
 
 if __name__ == "__main__":
