@@ -37,7 +37,7 @@ func newKeyBands(bands []Band) []keyBand {
 		switch {
 		case b.High == 1 && b.Closed:
 		case b.Closed:
-			k.start = bandLimit(log32Above(b.High))
+			k.start = bandLimit(above32(logOf(b.High)))
 		default:
 			k.start = bandLimit(Log32Bound(b.High))
 		}
@@ -45,15 +45,6 @@ func newKeyBands(bands []Band) []keyBand {
 	}
 	slices.SortFunc(all, func(a, b keyBand) int { return int(int64(a.start) - int64(b.start)) })
 	return all
-}
-
-// log32Above returns the smallest float32 v with float64(v) > ln(p).
-func log32Above(p float64) float32 {
-	v := Log32Bound(p)
-	if float64(v) == logOf(p) {
-		v = math.Nextafter32(v, float32(math.Inf(1)))
-	}
-	return v
 }
 
 // bandLimit is the key after that of bound, which is 0 or negative.

@@ -8,10 +8,21 @@ import (
 // Log32Bound returns the smallest float32 v with float64(v) >= ln(threshold):
 // for every float32 logp, logp >= v in float32 is the same decision as
 // float64(logp) >= ln(threshold).
-func Log32Bound(threshold float64) float32 {
-	ln := logOf(threshold)
-	v := float32(ln)
-	if float64(v) < ln {
+func Log32Bound(threshold float64) float32 { return atLeast32(logOf(threshold)) }
+
+// atLeast32 is the smallest float32 v with float64(v) >= x.
+func atLeast32(x float64) float32 {
+	v := float32(x)
+	if float64(v) < x {
+		v = math.Nextafter32(v, float32(math.Inf(1)))
+	}
+	return v
+}
+
+// above32 is the smallest float32 v with float64(v) > x.
+func above32(x float64) float32 {
+	v := atLeast32(x)
+	if float64(v) == x {
 		v = math.Nextafter32(v, float32(math.Inf(1)))
 	}
 	return v
