@@ -26,8 +26,9 @@ type openEditor struct {
 	fingerprint string
 	vocabulary  int
 	policy      editor.Policy
-	drops       bool      // whether rows can become shorter
-	scratch     sync.Pool // *scratch
+	drops       bool                 // whether rows can become shorter
+	scale       func() *editor.Scale // made when statistics are first asked for
+	scratch     sync.Pool            // *scratch
 }
 
 // scratch is memory that one thread of one call of Edit uses for its rows, and what it found in them.
@@ -60,6 +61,12 @@ func (s *scratch) add(o *scratch) {
 	s.expected = append(s.expected, o.expected...)
 	s.empty += o.empty
 	s.overlong += o.overlong
+}
+
+// giveBack keeps the scratch for the next call. No views of the batch's memory, which is about to be released, stay behind.
+func (e *openEditor) giveBack(s *scratch) {
+	s.doc.ids, s.edited = nil, editor.Document{}
+	e.scratch.Put(s)
 }
 
 // CheckPolicy says what is wrong with a policy (JSON).
@@ -114,7 +121,9 @@ func OpenEditor(priorHandle uint64, policy string) (handle uint64, err error) {
 			return &Error{Input, err}
 		}
 		handle = handles.add(&openEditor{Editor: e, fingerprint: p.Fingerprint(), vocabulary: p.VocabSize,
-			policy: parsed, drops: parsed.Drops(), scratch: sync.Pool{New: func() any { return new(scratch) }}})
+			policy: parsed, drops: parsed.Drops(),
+			scale:   sync.OnceValue(func() *editor.Scale { return editor.NewScale(parsed.Bands) }),
+			scratch: sync.Pool{New: func() any { return new(scratch) }}})
 		return nil
 	})
 	return handle, err
@@ -356,9 +365,7 @@ func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values
 	}
 	defer func() {
 		for _, s := range found {
-			// No views of the batch's memory, which is about to be released, may stay behind.
-			s.doc.ids, s.edited = nil, editor.Document{}
-			e.scratch.Put(s)
+			e.giveBack(s)
 		}
 		if err != nil {
 			for _, c := range copies {

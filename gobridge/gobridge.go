@@ -57,6 +57,11 @@ func Edit(editor, seed uint64, epoch uint32, batch, schema, out, outSchema, log,
 	})
 }
 
+// Statistics counts what editing a batch meets and does: documents is filled with a row a document, the totals are JSON.
+func Statistics(editor, seed uint64, epoch uint32, batch, schema, documents, documentsSchema uint64) (string, error) {
+	return capi.Statistics(editor, seed, epoch, batch, schema, documents, documentsSchema)
+}
+
 // ReleaseArrow releases an array and its schema that Edit or TakeScore filled and nobody imported.
 func ReleaseArrow(array, schema uint64) error { return capi.ReleaseArrow(array, schema) }
 

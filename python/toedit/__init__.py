@@ -27,6 +27,7 @@ from toedit._version import __version__
 from toedit.editor import Edited, Editor
 from toedit.policy import Band, Policy
 from toedit.prior import SCORES_TYPE, Prior
+from toedit.statistics import Statistics
 
 __all__ = [
     "SCORES_TYPE",
@@ -46,6 +47,7 @@ __all__ = [
     "PriorError",
     "ScoresError",
     "ScoringError",
+    "Statistics",
     "TokenizerWarning",
     "__version__",
     "scores",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+import textwrap
 import time
 import warnings
 from pathlib import Path
@@ -27,9 +28,6 @@ EPOCHS = 2
 WORKERS = 2
 # Edits shown, and the characters of text around each.
 SHOWN, CONTEXT = 8, 32
-# Shares of tokens by P that the paper gives for Llama-3-8B on its biomedical corpus (arXiv 2412.14689): the two ends of a
-# U. The share of its tokens with P >= 0.99 is about 12 %.
-PAPER = {0: 34.7, 9: 27.1}
 
 
 def main(argv: list[str]) -> int:
@@ -59,16 +57,17 @@ def main(argv: list[str]) -> int:
     bar.done()
     print(f"   {tokens / seconds:,.0f} tokens/s on {_cores(prior)} core(s).\n")
     table = table.append_column("scores", scores)
-    probabilities = np.exp(pc.list_flatten(scores.field("logp")).drop_null().to_numpy())
-    _histogram(probabilities)
-
     paper = Policy()
+    editor = Editor(prior, paper, options.seed, key="document", offset="offset")
+    statistics = editor.statistics(table)
+    print(textwrap.indent(str(statistics), "   "))
+
     print(f"\n2. The paper's policy: P >= {paper.threshold}, a draw from the {paper.k} most probable tokens.")
-    share = 100 * float((probabilities >= paper.threshold).mean())
+    share = 100 * (statistics.candidates + statistics.protected) / statistics.scored
     print(
         f"   {share:.1f} % of these tokens reach P >= {paper.threshold}: the bundled prior is small (an 8B prior: about 12 %)."
     )
-    _train(table, Editor(prior, paper, options.seed, key="document", offset="offset"))
+    _train(table, editor)
     print("   Candidates are not changes: a token with P = 0.99 keeps its place in 99 of 100 draws.")
 
     bold = Policy(threshold=0.9, exclude_original=True)
@@ -140,16 +139,6 @@ class _Bar:
     def done(self) -> None:
         if self.moving:
             print(file=self.out)
-
-
-def _histogram(probabilities: np.ndarray[Any, Any]) -> None:
-    counts, _ = np.histogram(probabilities, bins=10, range=(0, 1))
-    shares = 100 * counts / max(len(probabilities), 1)
-    print(f"   {'Share of tokens by P':54} here   paper (Llama-3-8B; ends only)")
-    for i, share in enumerate(shares):
-        interval = f"[{i / 10:.1f}, {(i + 1) / 10:.1f}{']' if i == 9 else ')'}"
-        paper = f"{PAPER[i]:5.1f} %" if i in PAPER else "      -"
-        print(f"   {interval}  {'#' * round(share / 2):38} {share:6.1f} %  {paper}")
 
 
 def _train(table: pa.Table, editor: Editor) -> None:

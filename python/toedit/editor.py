@@ -19,6 +19,7 @@ from toedit._errors import ExpectedChangesWarning, IdentityWarning, InputError, 
 from toedit._tokenizer import check_same_tokenizer
 from toedit.policy import Policy
 from toedit.prior import Prior, wanted
+from toedit.statistics import Statistics, measure
 
 __all__ = ["Counts", "Edited", "Editor"]
 
@@ -243,11 +244,22 @@ class Editor:
             warn_if_few_expected(self._tokens, self._expected, stacklevel=2)
         return edited
 
-    def edit(self, batch: Any, epoch: int = 0) -> Edited:
-        """The same without the warning about runs that change almost nothing, and without the error where loss is to be masked
-        and there are no labels: the log says of which tokens."""
+    def statistics(self, batch: Any, epoch: int = 0) -> Statistics:
+        """What editing a batch meets and does, and the distribution of P over its tokens; the edited batch is not made.
+
+        Args:
+            batch: as for :meth:`__call__`.
+            epoch: 0 to 2**32 - 1. It decides the changes, nothing else.
+
+        Raises:
+            InputError, ScoresError: as where the batch is edited.
+        """
         epoch = _integer("epoch", epoch, 2**32 - 1)
-        opened = _arrow.open_batch(batch)
+        columns, _ = self._columns(_arrow.open_batch(batch))
+        return measure(self._native.get(), self.seed, epoch, columns)
+
+    def _columns(self, opened: _arrow.Batch) -> tuple[dict[str, pa.Array], dict[str, _arrow.Back]]:
+        """The columns that are read of a batch, and the ways back for those that are edited."""
         names = opened.names
         if IDS not in names:
             raise InputError(f"the batch has no column {IDS!r}, only {names}")
@@ -271,20 +283,27 @@ class Editor:
                 name: columns[name] if name in columns else opened.column(name)[0] for name in SCORING_COLUMNS if name in names
             }
             columns[SCORES] = self.prior.score_columns(given, *wanted(None, self.policy))
+        return columns, backs
 
+    def edit(self, batch: Any, epoch: int = 0) -> Edited:
+        """The same without the warning about runs that change almost nothing, and without the error where loss is to be masked
+        and there are no labels: the log says of which tokens."""
+        epoch = _integer("epoch", epoch, 2**32 - 1)
+        opened = _arrow.open_batch(batch)
+        columns, backs = self._columns(opened)
         native = self._native.get()
-        given_ = _bridge.ArrowIn(columns)
+        given = _bridge.ArrowIn(columns)
         out, log = _bridge.ArrowOut(), _bridge.ArrowOut()
         counts = _NativeCounts()
         _bridge.call(
-            "Edit", native, self.seed, epoch, given_.array, given_.schema, out.array, out.schema, log.array, log.schema,
+            "Edit", native, self.seed, epoch, given.array, given.schema, out.array, out.schema, log.array, log.schema,
             ctypes.addressof(counts),
         )  # fmt: skip
         result = out.take()
         edited = {name: back(result.column(name)) for name, back in backs.items()}
         if self._drops:
             kept = result.column(result.num_columns - 1)
-            edited |= follow(opened, batch, ids, kept, [name for name in names if name not in edited])
+            edited |= follow(opened, batch, columns[IDS], kept, [name for name in opened.names if name not in edited])
         return Edited(
             opened,
             opened.rebuild(edited),
