@@ -155,7 +155,7 @@ func NewStatistics(scale *Scale) *Statistics {
 // Add adds a document with the counts that [Editor.Plan] gave for it. It allocates nothing.
 func (s *Statistics) Add(d *Document, counts Counts) {
 	s.addCounts(counts)
-	s.expected += int64(math.RoundToEven(counts.Expected / ExpectedUnit))
+	s.expected += int64(math.RoundToEven(max(0, counts.Expected) / ExpectedUnit)) // rounding can leave a sum just below 0
 	scores := &d.Scores
 	if scores.Valid == nil {
 		s.count(scores.LogP)

@@ -98,8 +98,9 @@ class Statistics:
 
     @property
     def perplexity(self) -> float:
-        """exp of minus that mean."""
-        return math.exp(-self.mean_logp)
+        """exp of minus that mean; infinite where that is no float."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(-self.mean_logp))
 
     @property
     def histogram(self) -> np.ndarray[Any, Any]:
@@ -115,8 +116,8 @@ class Statistics:
     @property
     def margins(self) -> pa.Table:
         """A row for each edge of the policy's bands and each of two distances: ``edge`` (P), ``delta``, ``count`` and ``share``
-        of the scored tokens whose ln P is at most delta away from ln edge. As many decisions could be others if scores were
-        off by delta, as those of other hardware or another dtype are."""
+        of the scored tokens whose ln P is at most delta away from ln edge: at most so many decisions are others where scores
+        differ by delta, as those of another device or dtype do."""
         columns = {
             "edge": pa.array([margin.edge for margin in self.near], pa.float64()),
             "delta": pa.array([margin.delta for margin in self.near], pa.float64()),
@@ -203,7 +204,7 @@ class Statistics:
             lines.append(", ".join(f"{count:,} {name}" for name, count in other if count))
         for margin in self.near:
             share = 100 * margin.count / scored
-            lines.append(f"{margin.count:,} ({share:.3f} %) within {margin.delta:g} of ln {margin.edge:g}")
+            lines.append(f"|ln P - ln {margin.edge:g}| <= {margin.delta:g}: {margin.count:,} tokens ({share:.3f} %)")
         return "\n".join(lines)
 
 
@@ -231,7 +232,8 @@ def _documents(batch: pa.RecordBatch) -> pa.Table:
     columns["expected_changes"] = pa.array(expected / _EXPECTED_UNITS)
     columns["sum_logp"] = pa.array(sums)
     columns["mean_logp"] = pa.array(mean, mask=possible == 0)
-    columns["perplexity"] = pa.array(np.exp(-mean), mask=possible == 0)
+    with np.errstate(over="ignore"):
+        columns["perplexity"] = pa.array(np.exp(-mean), mask=possible == 0)
     return pa.table({**columns, "histogram": histogram, "margins": margins})
 
 
