@@ -135,8 +135,10 @@ const ignored = -100
 
 // labelColumn is a labels column. Labels follow the ids: where they are not -100 they must be the row's own tokens.
 type labelColumn interface {
-	// protect checks the document's labels, and marks the tokens whose label is -100 where context is protected.
-	protect(row int, d *document, context bool, marks []bool) error
+	// check refuses labels that are neither -100 nor the document's ids.
+	check(row int, d *document) error
+	// protect marks the document's tokens whose label is -100.
+	protect(row int, d *document, marks []bool)
 	ignores(row, at int) bool // whether the label is -100
 	copy(rows int) columnCopy
 }
@@ -174,17 +176,20 @@ func (l *typedLabels[T]) ignores(row, at int) bool {
 	return int64(l.labels[start+at]) == ignored
 }
 
-func (l *typedLabels[T]) protect(row int, d *document, context bool, marks []bool) error {
+func (l *typedLabels[T]) protect(row int, d *document, marks []bool) {
 	start, _ := l.row(row)
 	for j := range marks {
+		marks[j] = marks[j] || int64(l.labels[start+int(d.index(int32(j)))]) == ignored
+	}
+}
+
+func (l *typedLabels[T]) check(row int, d *document) error {
+	start, _ := l.row(row)
+	for j, id := range d.ids {
 		at := int(d.index(int32(j)))
-		switch label := int64(l.labels[start+at]); label {
-		case ignored:
-			marks[j] = marks[j] || context
-		case int64(d.ids[j]):
-		default:
+		if label := int64(l.labels[start+at]); label != ignored && label != int64(id) {
 			return fail(Input, "row %d: labels[%d] is %d, but input_ids[%d] is %d; labels must be the ids themselves or -100 (edit before labels are shifted)",
-				row, at, label, at, d.ids[j])
+				row, at, label, at, id)
 		}
 	}
 	return nil

@@ -135,7 +135,7 @@ type EditArgs struct {
 }
 
 // Edit edits a batch that carries its scores. See toedit_edit in toedit.h for its columns.
-func Edit(handle, seed uint64, epoch uint32, a EditArgs) error {
+func Edit(handle, seed uint64, epoch uint32, generation uint16, a EditArgs) error {
 	defer releaseBoth(a.Batch, a.Schema)
 	missing := errors.Join(zeroOut(a.Out, a.OutSchema), zeroOut(a.Log, a.LogSchema))
 	counts := (*C.struct_toedit_counts)(C.toedit_pointer(C.uint64_t(a.Counts)))
@@ -166,7 +166,7 @@ func Edit(handle, seed uint64, epoch uint32, a EditArgs) error {
 				return err
 			}
 		}
-		ep := editor.Epoch{Seed: seed, Epoch: epoch}
+		ep := editor.Epoch{Seed: seed, Epoch: epoch, Generation: generation}
 		r, err := in.edit(e, ep)
 		if err != nil {
 			return err
@@ -220,13 +220,13 @@ func newEditInput(b *arrowBatch) (*editInput, error) {
 	}
 	in := &editInput{rows: b.rows, types: b.types}
 	var err error
+	if in.ids, err = b.tokenColumn(); err != nil {
+		return nil, err
+	}
 	if t, ok := b.types["labels"]; ok {
 		if err := checkLabelType(t); err != nil {
 			return nil, err
 		}
-	}
-	if in.ids, err = b.tokenColumn(); err != nil {
-		return nil, err
 	}
 	if _, ok := b.types["scores"]; !ok {
 		return nil, fail(Input, "the batch has no column scores; score it with Prior.score first")
@@ -487,7 +487,7 @@ func (in *editInput) plan(i int, e *openEditor, ep editor.Epoch, s *scratch) (of
 	if in.offset != nil {
 		d.Offset = uint64(in.offset[i])
 	}
-	if d.Protected, err = in.protected(i, &e.policy, s); err != nil {
+	if d.Protected, err = in.protected(i, &e.policy, ep, s); err != nil {
 		return 0, err
 	}
 	in.scores.row(i, &d.Scores)
@@ -514,7 +514,7 @@ func (in *editInput) plan(i int, e *openEditor, ep editor.Epoch, s *scratch) (of
 }
 
 // protected marks the row's tokens that masks or labels protect; nil where there are neither.
-func (in *editInput) protected(i int, p *editor.Policy, s *scratch) ([]bool, error) {
+func (in *editInput) protected(i int, p *editor.Policy, ep editor.Epoch, s *scratch) ([]bool, error) {
 	if len(in.protect) == 0 && in.labels == nil {
 		return nil, nil
 	}
@@ -531,7 +531,15 @@ func (in *editInput) protected(i int, p *editor.Policy, s *scratch) ([]bool, err
 		}
 	}
 	if in.labels != nil {
-		return marks, in.labels.protect(i, &s.doc, p.ProtectContext, marks)
+		// After the first generation the original labels are no longer the ids.
+		if ep.Generation == 0 || p.Labels != editor.LabelsOriginal {
+			if err := in.labels.check(i, &s.doc); err != nil {
+				return nil, err
+			}
+		}
+		if p.ProtectContext {
+			in.labels.protect(i, &s.doc, marks)
+		}
 	}
 	return marks, nil
 }

@@ -424,7 +424,7 @@ func TestEditViewsInputsAndAllocatesOutputs(t *testing.T) {
 	before := GetUsage()
 	f = batch()
 	arrays, schemas, totals := cSlice[cArray](t, 2), cSlice[cSchema](t, 2), cSlice[counts](t, 1)
-	require.NoError(t, Edit(handle, 0, 0, EditArgs{
+	require.NoError(t, Edit(handle, 0, 0, 0, EditArgs{
 		Batch: addr(f.array.cArray), Schema: addr(f.schema.cSchema), Out: addr(&arrays[0]), OutSchema: addr(&schemas[0]),
 		Log: addr(&arrays[1]), LogSchema: addr(&schemas[1]), Counts: addr(&totals[0]),
 	}))
@@ -447,7 +447,7 @@ func TestExportedChildrenOutliveTheirParent(t *testing.T) {
 	f := newForeign(t, structOfColumns(t, namedColumn{"input_ids", fromJSON(t, arrow.ListOf(i32), asJSON(t, rows))},
 		namedColumn{"scores", scoresArray(allScores(r, rows, print, 4))}))
 	arrays, schemas, totals := cSlice[cArray](t, 2), cSlice[cSchema](t, 2), cSlice[counts](t, 1)
-	require.NoError(t, Edit(handle, 0, 0, EditArgs{
+	require.NoError(t, Edit(handle, 0, 0, 0, EditArgs{
 		Batch: addr(f.array.cArray), Schema: addr(f.schema.cSchema), Out: addr(&arrays[0]), OutSchema: addr(&schemas[0]),
 		Log: addr(&arrays[1]), LogSchema: addr(&schemas[1]), Counts: addr(&totals[0]),
 	}))
@@ -486,7 +486,7 @@ func TestEditWithArrowGoAsProducer(t *testing.T) {
 	arrays, schemas, totals := cSlice[cArray](t, 3), cSlice[cSchema](t, 3), cSlice[counts](t, 1)
 	cdata.ExportArrowArray(held, cdata.ArrayFromPtr(uintptr(unsafe.Pointer(&arrays[2]))), cdata.SchemaFromPtr(uintptr(unsafe.Pointer(&schemas[2]))))
 	held.Release()
-	require.NoError(t, Edit(handle, 0, 0, EditArgs{
+	require.NoError(t, Edit(handle, 0, 0, 0, EditArgs{
 		Batch: addr(&arrays[2]), Schema: addr(&schemas[2]), Out: addr(&arrays[0]), OutSchema: addr(&schemas[0]),
 		Log: addr(&arrays[1]), LogSchema: addr(&schemas[1]), Counts: addr(&totals[0]),
 	}))
@@ -502,23 +502,52 @@ func concatenateIn(t testing.TB, mem memory.Allocator, a arrow.Array) arrow.Arra
 	return out
 }
 
-// The seed, the epoch and the position decide; nothing else does, and each of them does.
-func TestEditSeedAndEpoch(t *testing.T) {
+// Labels that keep the originals are the ids in the first generation only. -100 is context in each.
+func TestEditOriginalLabels(t *testing.T) {
+	trackUsage(t)
+	original := eager
+	original.Labels = editor.LabelsOriginal
+	handle, print := bundledEditor(t, original)
+	r := newRand(6)
+	rows := randomRows(r, 40)
+	scores := allScores(r, rows, print, 4)
+	before := [][]int64{make([]int64, 40)}
+	for j := range before[0] {
+		before[0][j] = int64(rows[0][j]+1) % vocabulary
+	}
+	before[0][7] = -100
+	batch := func(labels [][]int64) *foreignBatch {
+		return newForeign(t, structOfColumns(t, namedColumn{"input_ids", fromJSON(t, arrow.ListOf(i64), asJSON(t, rows))},
+			namedColumn{"labels", fromJSON(t, arrow.ListOf(i64), asJSON(t, labels))}, namedColumn{"scores", scoresArray(scores)}))
+	}
+	_, err := callIn(t, handle, editor.Epoch{}, batch(before))
+	requireKind(t, err, Input, "row 0", "labels[0]")
+	e, err := callIn(t, handle, editor.Epoch{Generation: 1}, batch(before))
+	require.NoError(t, err)
+	assert.Equal(t, before, values(t, columnOf(t, e.out, "labels")))
+	want, log, _ := reference{rows: rows, scores: scores, protected: func(_, i int) bool { return i == 7 }}.editIn(t, eager, editor.Epoch{Generation: 1})
+	assert.Equal(t, want, values(t, columnOf(t, e.out, "input_ids")))
+	assert.Equal(t, log, e.log)
+	require.NotEmpty(t, log)
+}
+
+// The seed, the epoch, the generation and the position decide; nothing else does, and each of them does.
+func TestEditSeedEpochAndGeneration(t *testing.T) {
 	trackUsage(t)
 	handle, print := bundledEditor(t, eager)
 	r := newRand(13)
 	rows := randomRows(r, 200)
 	scores := allScores(r, rows, print, 4)
 	seen := map[string]bool{}
-	for _, c := range []struct {
-		seed  uint64
-		epoch uint32
-	}{{0, 0}, {1, 0}, {0, 1}, {math.MaxUint64, math.MaxUint32}} {
+	for _, ep := range []editor.Epoch{
+		{}, {Seed: 1}, {Epoch: 1}, {Generation: 1}, {Seed: math.MaxUint64, Epoch: math.MaxUint32, Generation: math.MaxUint16},
+	} {
 		var first string
 		for range 2 {
-			e := mustEdit(t, handle, c.seed, c.epoch, newForeign(t, structOfColumns(t,
+			e, err := callIn(t, handle, ep, newForeign(t, structOfColumns(t,
 				namedColumn{"input_ids", fromJSON(t, arrow.ListOf(i32), asJSON(t, rows))}, namedColumn{"scores", scoresArray(scores)})))
-			want, _, _ := reference{rows: rows, scores: scores}.edit(t, eager, c.seed, c.epoch)
+			require.NoError(t, err)
+			want, _, _ := reference{rows: rows, scores: scores}.editIn(t, eager, ep)
 			assert.Equal(t, want, values(t, columnOf(t, e.out, "input_ids")))
 			got := fmt.Sprint(values(t, columnOf(t, e.out, "input_ids")))
 			if first != "" {

@@ -246,7 +246,7 @@ func TestEditNullPointers(t *testing.T) {
 			a := EditArgs{Batch: addr(f.array.cArray), Schema: addr(f.schema.cSchema), Out: addr(&arrays[0]), OutSchema: addr(&schemas[0]),
 				Log: addr(&arrays[1]), LogSchema: addr(&schemas[1]), Counts: addr(&totals[0])}
 			*[]*Address{&a.Batch, &a.Schema, &a.Out, &a.OutSchema, &a.Log, &a.LogSchema, &a.Counts}[missing] = 0
-			requireKind(t, Edit(handle, 0, 0, a), Input, "null")
+			requireKind(t, Edit(handle, 0, 0, 0, a), Input, "null")
 			for i := range arrays {
 				if a := []Address{a.Out, a.Log}[i]; a != 0 {
 					assert.Equal(t, cArray{}, arrays[i])
@@ -262,7 +262,7 @@ func TestEditNullPointers(t *testing.T) {
 			assert.Equal(t, a.Schema != 0, *f.schemaReleases == 1)
 		})
 	}
-	requireKind(t, Edit(handle, 0, 0, EditArgs{}), Input, "null")
+	requireKind(t, Edit(handle, 0, 0, 0, EditArgs{}), Input, "null")
 }
 
 func TestPolicyErrors(t *testing.T) {

@@ -82,10 +82,10 @@ func toedit_editor_open(prior C.uint64_t, policy *C.toedit_cchar, editor *C.uint
 }
 
 //export toedit_edit
-func toedit_edit(editor, seed C.uint64_t, epoch C.uint32_t, batch *C.struct_ArrowArray, schema *C.struct_ArrowSchema,
+func toedit_edit(editor, seed C.uint64_t, epoch C.uint32_t, generation C.uint16_t, batch *C.struct_ArrowArray, schema *C.struct_ArrowSchema,
 	out *C.struct_ArrowArray, outSchema *C.struct_ArrowSchema, log *C.struct_ArrowArray, logSchema *C.struct_ArrowSchema,
 	counts *C.struct_toedit_counts, message **C.char) C.int32_t {
-	return status(Edit(uint64(editor), uint64(seed), uint32(epoch), EditArgs{
+	return status(Edit(uint64(editor), uint64(seed), uint32(epoch), uint16(generation), EditArgs{
 		Batch: addressOf(batch), Schema: addressOf(schema),
 		Out: addressOf(out), OutSchema: addressOf(outSchema),
 		Log: addressOf(log), LogSchema: addressOf(logSchema),

@@ -138,7 +138,7 @@ func TestConcurrentUse(t *testing.T) {
 		arrays, schemas, totals := cSlice[cArray](t, 2*len(batches)), cSlice[cSchema](t, 2*len(batches)), cSlice[counts](t, 1)
 		threads.Go(func() {
 			for i, b := range batches {
-				assert.NoError(t, Edit(handle, 1, 2, EditArgs{
+				assert.NoError(t, Edit(handle, 1, 2, 0, EditArgs{
 					Batch: addr(b.array.cArray), Schema: addr(b.schema.cSchema),
 					Out: addr(&arrays[2*i]), OutSchema: addr(&schemas[2*i]), Log: addr(&arrays[2*i+1]), LogSchema: addr(&schemas[2*i+1]),
 					Counts: addr(&totals[0])}))
@@ -204,7 +204,7 @@ func TestPanicPoisons(t *testing.T) {
 	require.NoError(t, err)
 	b := goodBatch(t, print)
 	arrays, schemas, totals := cSlice[cArray](t, 2), cSlice[cSchema](t, 2), cSlice[counts](t, 1)
-	require.NoError(t, Edit(handle, 0, 0, EditArgs{
+	require.NoError(t, Edit(handle, 0, 0, 0, EditArgs{
 		Batch: addr(b.array.cArray), Schema: addr(b.schema.cSchema), Out: addr(&arrays[0]), OutSchema: addr(&schemas[0]),
 		Log: addr(&arrays[1]), LogSchema: addr(&schemas[1]), Counts: addr(&totals[0]),
 	}))

@@ -217,13 +217,19 @@ type edited struct {
 // inputs were released once each, and after an error nothing is passed out.
 func call(t testing.TB, handle, seed uint64, epoch uint32, b *foreignBatch) (*edited, error) {
 	t.Helper()
+	return callIn(t, handle, editor.Epoch{Seed: seed, Epoch: epoch}, b)
+}
+
+// callIn is call for any generation.
+func callIn(t testing.TB, handle uint64, ep editor.Epoch, b *foreignBatch) (*edited, error) {
+	t.Helper()
 	arrays, schemas := cSlice[cArray](t, 2), cSlice[cSchema](t, 2)
 	totals := cSlice[counts](t, 1)
 	fill(arrays)
 	fill(schemas)
 	fill(totals)
 	wasReleased := [2]bool{b.array.release == 0, b.schema.release == 0}
-	err := Edit(handle, seed, epoch, EditArgs{
+	err := Edit(handle, ep.Seed, ep.Epoch, ep.Generation, EditArgs{
 		Batch: addr(b.array.cArray), Schema: addr(b.schema.cSchema),
 		Out: addr(&arrays[0]), OutSchema: addr(&schemas[0]),
 		Log: addr(&arrays[1]), LogSchema: addr(&schemas[1]),
@@ -325,6 +331,12 @@ type reference struct {
 
 func (r reference) edit(t testing.TB, p editor.Policy, seed uint64, epoch uint32) (rows [][]int64, log []change, total counts) {
 	t.Helper()
+	return r.editIn(t, p, editor.Epoch{Seed: seed, Epoch: epoch})
+}
+
+// editIn is edit for any generation.
+func (r reference) editIn(t testing.TB, p editor.Policy, ep editor.Epoch) (rows [][]int64, log []change, total counts) {
+	t.Helper()
 	e, err := editor.New(p, editor.Vocabulary{ModelSize: vocabulary, TokenizerSize: vocabulary, Special: []uint32{0}})
 	require.NoError(t, err)
 	rows = [][]int64{}
@@ -357,7 +369,7 @@ func (r reference) edit(t testing.TB, p editor.Policy, seed uint64, epoch uint32
 			}
 		}
 		var plan editor.Plan
-		c, err := e.Plan(editor.Epoch{Seed: seed, Epoch: epoch}, &d, &plan)
+		c, err := e.Plan(ep, &d, &plan)
 		require.NoError(t, err)
 		row := slices.Clone(ids)
 		editor.Apply(row, plan.Edits)

@@ -403,7 +403,7 @@ func fuzzEditor(f *testing.F) (uint64, string) {
 func callBare(t testing.TB, handle uint64, b *foreignBatch) (release func(), err error) {
 	arrays, schemas, totals := cSlice[cArray](t, 2), cSlice[cSchema](t, 2), cSlice[counts](t, 1)
 	held := b.array.release != 0
-	err = Edit(handle, 0, 0, EditArgs{
+	err = Edit(handle, 0, 0, 0, EditArgs{
 		Batch: addr(b.array.cArray), Schema: addr(b.schema.cSchema), Out: addr(&arrays[0]), OutSchema: addr(&schemas[0]),
 		Log: addr(&arrays[1]), LogSchema: addr(&schemas[1]), Counts: addr(&totals[0]),
 	})

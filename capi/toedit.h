@@ -117,16 +117,17 @@ int32_t toedit_score(uint64_t scorer, toedit_cchar* options, struct ArrowArray* 
  * what is missing is as in the paper, or as in the policy that "preset" names. */
 int32_t toedit_editor_open(uint64_t prior, toedit_cchar* policy, uint64_t* editor, char** error);
 
-/* Edits rows. batch: a struct array with the columns input_ids, scores (as toedit_score makes them) and optionally
+/* Edits rows. generation is 0, and 1, 2, ... where rows that were edited are scored and edited once more: each has draws
+ * of its own. batch: a struct array with the columns input_ids, scores (as toedit_score makes them) and optionally
  * attention_mask, labels (-100: not edited), protected_mask, special_tokens_mask (1: not edited), key (utf8 or int64)
  * and offset (int64). out: a struct array with input_ids and, if given, labels, in the types that came in; where the policy
  * drops tokens, also kept, the indexes of each row's values that are left. Labels become -100 where the policy masks loss;
  * without labels these tokens stand in the log alone. log: a struct array with a row for each edit: row, position, old, new
  * (-1 where the token is dropped), logp, band (index in the policy's bands). */
-int32_t toedit_edit(uint64_t editor, uint64_t seed, uint32_t epoch, struct ArrowArray* batch,
-                    struct ArrowSchema* schema, struct ArrowArray* out, struct ArrowSchema* out_schema,
-                    struct ArrowArray* log, struct ArrowSchema* log_schema, struct toedit_counts* counts,
-                    char** error);
+int32_t toedit_edit(uint64_t editor, uint64_t seed, uint32_t epoch, uint16_t generation,
+                    struct ArrowArray* batch, struct ArrowSchema* schema, struct ArrowArray* out,
+                    struct ArrowSchema* out_schema, struct ArrowArray* log, struct ArrowSchema* log_schema,
+                    struct toedit_counts* counts, char** error);
 
 /* Closes a prior, scorer or editor. A scorer is closed when its jobs have ended. */
 int32_t toedit_close(uint64_t handle, char** error);

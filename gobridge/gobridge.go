@@ -51,8 +51,8 @@ func PresetPolicy(name string) (string, error) { return capi.PresetPolicy(name) 
 func OpenEditor(prior uint64, policy string) (uint64, error) { return capi.OpenEditor(prior, policy) }
 
 // Edit edits a batch that carries its scores.
-func Edit(editor, seed uint64, epoch uint32, batch, schema, out, outSchema, log, logSchema, counts uint64) error {
-	return capi.Edit(editor, seed, epoch, capi.EditArgs{
+func Edit(editor, seed uint64, epoch uint32, generation uint16, batch, schema, out, outSchema, log, logSchema, counts uint64) error {
+	return capi.Edit(editor, seed, epoch, generation, capi.EditArgs{
 		Batch: batch, Schema: schema, Out: out, OutSchema: outSchema, Log: log, LogSchema: logSchema, Counts: counts,
 	})
 }

@@ -172,7 +172,7 @@ struct out {
 
 static int32_t edit(uint64_t editor, struct pair* batch, struct out* out, char** error) {
   memset(out, 0xFF, sizeof *out);
-  int32_t status = toedit_edit(editor, 1, 2, &batch->array, &batch->schema, &out->array, &out->schema, &out->log,
+  int32_t status = toedit_edit(editor, 1, 2, 0, &batch->array, &batch->schema, &out->array, &out->schema, &out->log,
                                &out->log_schema, &out->counts, error);
   CHECK(batch->array.release == NULL && batch->schema.release == NULL);
   if (status != TOEDIT_OK) {
@@ -240,16 +240,17 @@ static void check_edited(const struct out* out) {
   static const int32_t want[N] = {17, 99, 19, 99, 21};
   CHECK(memcmp(list->children[0]->buffers[1], want, sizeof want) == 0);
 
-  CHECK(out->log.length == 2 && out->log.n_children == 5);
-  static const char* names[] = {"row", "position", "old", "new", "logp"};
+  CHECK(out->log.length == 2 && out->log.n_children == 6);
+  static const char* names[] = {"row", "position", "old", "new", "logp", "band"};
   static const int64_t log[][2] = {{0, 0}, {1, 3}, {18, 20}, {99, 99}};
-  for (int i = 0; i < 5; i++) {
+  for (int i = 0; i < 6; i++) {
     CHECK(strcmp(out->log_schema.children[i]->name, names[i]) == 0);
-    CHECK(strcmp(out->log_schema.children[i]->format, i < 4 ? "l" : "f") == 0);
+    CHECK(strcmp(out->log_schema.children[i]->format, i < 4 ? "l" : i < 5 ? "f" : "i") == 0);
     CHECK(out->log.children[i]->length == 2);
     if (i < 4) CHECK(memcmp(out->log.children[i]->buffers[1], log[i], sizeof log[i]) == 0);
   }
   CHECK(((const float*)out->log.children[4]->buffers[1])[1] == -0.0078125f);
+  CHECK(((const int32_t*)out->log.children[5]->buffers[1])[1] == 0);
 
   CHECK(out->counts.rows == 1 && out->counts.tokens == N && out->counts.candidates == 2 && out->counts.changes == 2);
   CHECK(out->counts.expected_changes == 2 && out->counts.empty_rows == 0 && out->counts.unscored == 0);
@@ -263,7 +264,7 @@ static void test_edit(void) {
   EXPECT(TOEDIT_OK, "", edit(editor, &batch, &out, &error));
   CHECK(live == 0);
   check_edited(&out);
-  expect_usage(18, 2); /* 3 arrays of the batch, 6 of the log, and their schemas */
+  expect_usage(20, 2); /* 3 arrays of the batch, 7 of the log, and their schemas */
   release_out(&out);
   expect_usage(0, 2);
 
@@ -271,7 +272,7 @@ static void test_edit(void) {
   CHECK(edit(editor, &batch, &out, NULL) == TOEDIT_OK);
   close_handle(prior);
   close_handle(editor);
-  expect_usage(18, 0); /* exports need no handle */
+  expect_usage(20, 0); /* exports need no handle */
 
   /* A column is moved out, and outlives its batch. */
   struct ArrowArray moved = *out.array.children[0];
@@ -295,7 +296,7 @@ static void test_errors(void) {
   CHECK(toedit_prior_open(NULL, NULL, NULL, NULL) == TOEDIT_PRIOR);
 
   handle = 7;
-  EXPECT(TOEDIT_INPUT, "threshold", toedit_editor_open(prior, "{}", &handle, &error));
+  EXPECT(TOEDIT_INPUT, "threshold", toedit_editor_open(prior, "{\"threshold\": 2}", &handle, &error));
   CHECK(handle == 0);
   EXPECT(TOEDIT_INPUT, "JSON", toedit_editor_open(prior, NULL, &handle, &error));
   EXPECT(TOEDIT_CLOSED, "an editor, not a prior", toedit_editor_open(editor, POLICY, &handle, &error));
@@ -329,7 +330,7 @@ static void test_errors(void) {
     batch = batch_of(stored_scores(fingerprint));
     memset(&out, 0xFF, sizeof out);
     EXPECT(TOEDIT_INPUT, "null",
-           toedit_edit(editor, 0, 0, missing == 0 ? NULL : &batch.array, missing == 1 ? NULL : &batch.schema,
+           toedit_edit(editor, 0, 0, 0, missing == 0 ? NULL : &batch.array, missing == 1 ? NULL : &batch.schema,
                        missing == 2 ? NULL : &out.array, missing == 3 ? NULL : &out.schema,
                        missing == 4 ? NULL : &out.log, missing == 5 ? NULL : &out.log_schema,
                        missing == 6 ? NULL : &out.counts, &error));
@@ -497,7 +498,7 @@ static void test_score(void) {
   EXPECT(TOEDIT_OK, "", edit(editor, &with_scores, &out, &error));
   CHECK(live == 0);
   CHECK(out.counts.tokens == N && out.counts.candidates == N && out.counts.changes == N);
-  expect_usage(18, 3); /* the scores went with their batch */
+  expect_usage(20, 3); /* the scores went with their batch */
   release_out(&out);
 
   batch = node("+s", "", 1, 1, NULL, 0, NULL, 0);
