@@ -6,10 +6,11 @@ import ctypes
 import operator
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from toedit import _arrow, _bridge
@@ -27,6 +28,8 @@ SCORES = "scores"
 LABELS = "labels"
 # Columns of these names are understood: padding, labels (-100: context, not edited), and tokens that are not edited.
 _MASKS = ("attention_mask", "special_tokens_mask", "protected_mask")
+
+_MAX_GENERATIONS = 2**16  # the Philox key has 16 bits for a generation
 
 # Tokens after which a run that is expected to change almost nothing is told so, and what almost nothing is.
 _EXPECTED_CHECK = 10_000
@@ -76,6 +79,22 @@ class Counts:
         for f in fields(self):
             setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
 
+    @classmethod
+    def of_generations(cls, generations: Sequence[Counts]) -> Counts:
+        """The counts of a batch that was edited several times.
+
+        What came in is counted once, as the first generation met it: ``rows``, ``empty_rows``, ``overlong_rows``, ``tokens``,
+        ``unscored``. The rest is added up: a token that is a candidate, or changes, in several generations counts in each.
+        """
+        first, *later = generations
+        total = replace(first)
+        for counts in later:
+            total.add(replace(counts, **dict.fromkeys(_MET, 0)))
+        return total
+
+
+_MET = ("rows", "empty_rows", "overlong_rows", "tokens", "unscored")
+
 
 class _NativeCounts(ctypes.Structure):
     # struct toedit_counts of capi/toedit.h.
@@ -91,16 +110,29 @@ class Edited(Mapping[str, Any]):
     Attributes:
         batch: the batch, in the container and dtypes that came in, with ``input_ids`` (and ``labels``, where there are
             any) edited and every other column as it was.
-        counts: what was met and done.
+        counts: what was met and done, in all generations: what was met counts once, what was done in each
+            (:meth:`Counts.of_generations`).
+        generations: the counts of each generation; one, unless the editor makes more.
+        targets: the edited ``input_ids`` and their ``labels`` as Arrow lists, where :meth:`Editor.edit` was asked for them.
     """
 
-    __slots__ = ("_log", "_opened", "batch", "counts")
+    __slots__ = ("_log", "_logs", "_opened", "batch", "counts", "generations", "targets")
 
-    def __init__(self, opened: _arrow.Batch, batch: Any, counts: Counts, log: _bridge.ArrowOut) -> None:
+    def __init__(
+        self,
+        opened: _arrow.Batch,
+        batch: Any,
+        generations: list[Counts],
+        logs: list[_bridge.ArrowOut],
+        targets: pa.RecordBatch | None,
+    ) -> None:
         self._opened = opened
         self.batch = batch
-        self.counts = counts
-        self._log: _bridge.ArrowOut | pa.RecordBatch = log
+        self.generations = generations
+        self.counts = generations[0] if len(generations) == 1 else Counts.of_generations(generations)
+        self.targets = targets
+        self._logs = logs
+        self._log: pa.RecordBatch | None = None
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._opened.names:
@@ -119,10 +151,10 @@ class Edited(Mapping[str, Any]):
     @property
     def log(self) -> pa.RecordBatch:
         """A row for each edit: ``row`` (of the batch), ``position`` (index among the row's real tokens, plus its
-        offset), ``old`` and ``new`` id (-1: dropped), ``logp`` (ln P of the old id), ``band`` (index in the policy's
-        ``candidate_bands``)."""
-        if isinstance(self._log, _bridge.ArrowOut):
-            self._log = self._log.take()
+        offset, before this generation's edits), ``old`` and ``new`` id (-1: dropped), ``logp`` (ln P of the old id), ``band``
+        (index in the policy's ``candidate_bands``), ``generation`` (from 0; one behind the other)."""
+        if self._log is None:
+            self._log = _joined([out.take() for out in self._logs])
         return self._log
 
     @property
@@ -158,6 +190,11 @@ class Editor:
             are chunks of documents.
         tokenizer: the trainer's tokenizer (a ``tokenizers.Tokenizer``, a fast transformers tokenizer, or the path of a
             tokenizer.json), compared with the prior's.
+        generations: how often a batch is edited, 1 to 65536: edited, scored again with the prior, edited again, with draws of
+            its own in each generation. The first one uses the scores that come with the batch; each later one costs a forward
+            pass and needs ONNX Runtime, wherever the editor runs. There a row's scores are of the row alone: of a chunk, not of
+            the document that it was cut from. Without a key column a row's key is the hash of the ids that the generation began
+            with.
 
     Raises:
         InputError: an argument is out of its range, or the tokenizer is not the prior's.
@@ -172,6 +209,7 @@ class Editor:
         key: str | None = None,
         offset: str | None = None,
         tokenizer: Any = None,
+        generations: int = 1,
     ) -> None:
         if not isinstance(prior, Prior):
             raise InputError(f"prior is a {type(prior).__name__}; it must be a toedit.Prior")
@@ -185,6 +223,7 @@ class Editor:
         self.seed = _integer("seed", seed, 2**64 - 1)
         self.key = key
         self.offset = offset
+        self.generations = _integer("generations", generations, _MAX_GENERATIONS, least=1)
         if _is_identity(self.policy):
             warnings.warn(
                 f"this policy changes nothing: at temperature 1 a token with P >= top_p = {self.policy.top_p} is its whole "
@@ -205,14 +244,15 @@ class Editor:
         self._expected = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("prior", "policy", "seed", "key", "offset")}
+        return {name: getattr(self, name) for name in ("prior", "policy", "seed", "key", "offset", "generations")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
 
     def __repr__(self) -> str:
-        return f"Editor({self.prior!r}, {self.policy!r}, seed={self.seed}, key={self.key!r}, offset={self.offset!r})"
+        more = f", generations={self.generations}" if self.generations > 1 else ""
+        return f"Editor({self.prior!r}, {self.policy!r}, seed={self.seed}, key={self.key!r}, offset={self.offset!r}{more})"
 
     def __call__(self, batch: Any, epoch: int = 0) -> Edited:
         """Edit a batch.
@@ -245,7 +285,8 @@ class Editor:
         return edited
 
     def statistics(self, batch: Any, epoch: int = 0) -> Statistics:
-        """What editing a batch meets and does, and the distribution of P over its tokens; the edited batch is not made.
+        """What editing a batch meets and does, in the first generation, and the distribution of P over its tokens; the edited
+        batch is not made.
 
         Args:
             batch: as for :meth:`__call__`.
@@ -258,8 +299,11 @@ class Editor:
         columns, _ = self._columns(_arrow.open_batch(batch))
         return measure(self._native.get(), self.seed, epoch, columns)
 
-    def _columns(self, opened: _arrow.Batch) -> tuple[dict[str, pa.Array], dict[str, _arrow.Back]]:
-        """The columns that are read of a batch, and the ways back for those that are edited."""
+    def _columns(
+        self, opened: _arrow.Batch, targets: bool = False, before: Edited | None = None
+    ) -> tuple[dict[str, pa.Array], dict[str, _arrow.Back]]:
+        """The columns that are read of a batch, or of what a generation before left of it, and the ways back for those that
+        are edited."""
         names = opened.names
         if IDS not in names:
             raise InputError(f"the batch has no column {IDS!r}, only {names}")
@@ -271,12 +315,16 @@ class Editor:
                 columns[name] = opened.column(name)[0]
         if LABELS in names:
             columns[LABELS], backs[LABELS] = opened.column(LABELS)
+        elif before is not None and before.targets is not None:
+            columns[LABELS] = before.targets.column(LABELS)
+        elif targets:
+            columns[LABELS] = _labels_of(ids)
         for column, role, integers in ((self.key, "key", False), (self.offset, "offset", True)):
             if column is not None:
                 if column not in names:
                     raise InputError(f"the batch has no column {column!r}, which is to be its {role}, only {names}")
                 columns[role] = _key_column(opened.column(column)[0], column, integers)
-        if SCORES in names:
+        if SCORES in names and before is None:
             columns[SCORES] = _scores_column(opened.column(SCORES)[0])
         else:
             given = {
@@ -285,19 +333,28 @@ class Editor:
             columns[SCORES] = self.prior.score_columns(given, *wanted(None, self.policy))
         return columns, backs
 
-    def edit(self, batch: Any, epoch: int = 0) -> Edited:
+    def edit(self, batch: Any, epoch: int = 0, targets: bool = False) -> Edited:
         """The same without the warning about runs that change almost nothing, and without the error where loss is to be masked
-        and there are no labels: the log says of which tokens."""
+        and there are no labels: the log says of which tokens, and so do the targets, which are made from the ids where the
+        batch has no labels."""
         epoch = _integer("epoch", epoch, 2**32 - 1)
+        edited = self._generation(batch, epoch, targets, None)
+        for _ in range(1, self.generations):
+            edited = self._generation(edited.batch, epoch, targets, edited)
+        return edited
+
+    def _generation(self, batch: Any, epoch: int, targets: bool, before: Edited | None) -> Edited:
+        """Edit a batch once: for the first time, or as the generation before left it."""
+        earlier = [] if before is None else before.generations
         opened = _arrow.open_batch(batch)
-        columns, backs = self._columns(opened)
+        columns, backs = self._columns(opened, targets, before)
         native = self._native.get()
         given = _bridge.ArrowIn(columns)
         out, log = _bridge.ArrowOut(), _bridge.ArrowOut()
         counts = _NativeCounts()
         _bridge.call(
-            "Edit", native, self.seed, epoch, given.array, given.schema, out.array, out.schema, log.array, log.schema,
-            ctypes.addressof(counts),
+            "Edit", native, self.seed, epoch, len(earlier), given.array, given.schema, out.array, out.schema, log.array,
+            log.schema, ctypes.addressof(counts),
         )  # fmt: skip
         result = out.take()
         edited = {name: back(result.column(name)) for name, back in backs.items()}
@@ -307,8 +364,9 @@ class Editor:
         return Edited(
             opened,
             opened.rebuild(edited),
-            Counts(*_COUNTS.unpack(counts)),
-            log,
+            [*earlier, Counts(*_COUNTS.unpack(counts))],
+            [log] if before is None else [*before._logs, log],
+            result.select([IDS, LABELS]) if targets else None,
         )
 
 
@@ -335,14 +393,29 @@ def warn_if_few_expected(tokens: int, expected: float, stacklevel: int) -> None:
         )
 
 
-def _integer(name: str, value: Any, limit: int) -> int:
+def _joined(logs: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """The logs of generations as one."""
+    numbers = [pa.array(np.full(log.num_rows, n, np.int32)) for n, log in enumerate(logs)]
+    columns = [pa.concat_arrays(parts) for parts in zip(*(log.columns for log in logs), strict=True)]
+    return pa.RecordBatch.from_arrays([*columns, pa.concat_arrays(numbers)], names=[*logs[0].schema.names, "generation"])
+
+
+def _integer(name: str, value: Any, limit: int, least: int = 0) -> int:
     try:
         number = operator.index(value)
     except TypeError:
         raise InputError(f"{name} is {value!r}; it must be an integer") from None
-    if not 0 <= number <= limit:
-        raise InputError(f"{name} is {number}; it must be 0 to {limit}")
+    if not least <= number <= limit:
+        raise InputError(f"{name} is {number}; it must be {least} to {limit}")
     return number
+
+
+def _labels_of(ids: pa.Array) -> pa.Array:
+    """The ids as labels, which can be negative. What is no list of integers is refused with the ids."""
+    values = getattr(ids.type, "value_type", None)
+    if values is None or not pa.types.is_unsigned_integer(values):
+        return ids
+    return ids.cast(pa.large_list(pa.int64()))
 
 
 def _key_column(column: pa.Array, name: str, integers: bool) -> pa.Array:
