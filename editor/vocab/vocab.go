@@ -41,6 +41,9 @@ func New(tokens [][]byte, special []uint32) *Table {
 // Size is how many ids the table has; there are no others.
 func (t *Table) Size() int { return len(t.traits) }
 
+// OmitsSpace says whether white space stands between tokens and is in none, as with WordPiece.
+func (t *Table) OmitsSpace() bool { return t.words }
+
 // Bytes are what a token stands for in text, white space in front of it included; none for an id that the table lacks.
 func (t *Table) Bytes(id uint32) []byte {
 	if int64(id) >= int64(len(t.traits)) {
