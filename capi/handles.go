@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"toedit/editor/prior"
+	"toedit/editor/vocab"
 )
 
 // Handles are integers: the process that made them in the upper half, a running number in the lower. A handle that
@@ -81,6 +82,8 @@ func kindOf(object any) string {
 		return "an editor"
 	case *job:
 		return "a scoring job"
+	case *vocab.Table:
+		return "a tokenizer"
 	}
 	return fmt.Sprintf("a %T", object)
 }

@@ -133,7 +133,7 @@ func ScorerStats(handle uint64) (stats string, err error) {
 	return stats, err
 }
 
-// Close closes a prior, scorer or editor handle. A job is ended by Take or Cancel.
+// Close closes a handle of a prior, scorer, editor or tokenizer. A job is ended by Take or Cancel.
 func Close(handle uint64) error {
 	return guarded(func() error {
 		if _, err := lookup[*job](handle); err == nil {

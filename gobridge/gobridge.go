@@ -62,13 +62,30 @@ func Statistics(editor, seed uint64, epoch uint32, batch, schema, documents, doc
 	return capi.Statistics(editor, seed, epoch, batch, schema, documents, documentsSchema)
 }
 
+// OpenTokens opens a tokenizer.json, given as its text.
+func OpenTokens(tokenizerJSON string) (uint64, error) { return capi.OpenTokens(tokenizerJSON) }
+
+// EditText makes edits of tokens in the texts that the tokens were made of.
+func EditText(tokens, batch, schema, edits, editsSchema, out, outSchema, other, otherSchema uint64) error {
+	return capi.EditText(tokens, capi.TextArgs{
+		Batch: batch, Schema: schema, Edits: edits, EditsSchema: editsSchema, Out: out, OutSchema: outSchema, Other: other, OtherSchema: otherSchema,
+	})
+}
+
+// Stretches finds what must be tokenised anew after edits of the text.
+func Stretches(tokens, batch, schema, edits, editsSchema, out, outSchema, other, otherSchema uint64) error {
+	return capi.Stretches(tokens, capi.TextArgs{
+		Batch: batch, Schema: schema, Edits: edits, EditsSchema: editsSchema, Out: out, OutSchema: outSchema, Other: other, OtherSchema: otherSchema,
+	})
+}
+
 // ReleaseArrow releases an array and its schema that Edit or TakeScore filled and nobody imported.
 func ReleaseArrow(array, schema uint64) error { return capi.ReleaseArrow(array, schema) }
 
 // AddCounters adds values to counters that several processes share.
 func AddCounters(counters, values uint64, n int) error { return capi.AddCounters(counters, values, n) }
 
-// Close closes a prior, scorer or editor.
+// Close closes a prior, scorer, editor or tokenizer.
 func Close(handle uint64) error { return capi.Close(handle) }
 
 // AllocatedBytes is the memory of exported arrays that were not released.

@@ -457,10 +457,10 @@ class SlowTokenizer:
 @pytest.mark.parametrize(
     ("tokenizer", "message"),
     [
-        (SlowTokenizer(), "a SlowTokenizer cannot be compared .* pass a fast tokenizer"),
+        (SlowTokenizer(), "a SlowTokenizer cannot be written .* pass a fast tokenizer"),
         ("no/such/tokenizer.json", "tokenizer file cannot be read"),
         (Path(__file__), "is not a tokenizer.json"),
-        (5, "a int cannot be compared"),
+        (5, "a int cannot be written"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(prior: toedit.Prior, tokenizer: Any, message: str) -> None:

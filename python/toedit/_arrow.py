@@ -18,7 +18,7 @@ import pyarrow as pa
 from toedit import _bridge
 from toedit._errors import InputError
 
-__all__ = ["IDS", "SCORES_TYPE", "Batch", "open_batch"]
+__all__ = ["IDS", "SCORES_TYPE", "Batch", "open_batch", "rechunk"]
 
 IDS = "input_ids"
 # The columns with a value for each token.
@@ -93,7 +93,7 @@ def _open_table(table: pa.Table | pa.RecordBatch, wrap: Callable[[Any], Any]) ->
         original = table.column(name)
         if isinstance(original, pa.ChunkedArray):
             chunk_lengths = [len(c) for c in original.chunks]
-            return _one_chunk(original), lambda a: _rechunk(a, chunk_lengths)
+            return _one_chunk(original), lambda a: rechunk(a, chunk_lengths)
         return original, lambda a: a
 
     def rebuild(columns: dict[str, Any]) -> Any:
@@ -118,7 +118,7 @@ def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _rechunk(array: pa.Array, lengths: list[int]) -> pa.ChunkedArray:
+def rechunk(array: pa.Array, lengths: list[int]) -> pa.ChunkedArray:
     chunks, start = [], 0
     for n in lengths:
         chunks.append(array.slice(start, n))
@@ -224,7 +224,7 @@ def to_arrow(values: Any, name: str) -> tuple[pa.Array, Back]:
         return values, lambda a: a
     if isinstance(values, pa.ChunkedArray):
         lengths = [len(c) for c in values.chunks]
-        return _one_chunk(values), lambda a: _rechunk(a, lengths)
+        return _one_chunk(values), lambda a: rechunk(a, lengths)
     if _is_torch(values):
         array, back = _from_numpy(_torch_to_numpy(values), name)
         return array, lambda a: _numpy_to_torch(back(a), values)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toedit._errors import InputError, PriorError
 
-__all__ = ["check_same_tokenizer"]
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["check_same_tokenizer", "definition", "plain_tokenizer"]
 
 _WAY_OUT = "export a prior that has your model's tokenizer (toedit export MODEL -o DIR)"
 
@@ -24,7 +27,7 @@ def check_same_tokenizer(tokenizer: Any, prior_file: Path) -> None:
     Raises:
         InputError: they differ, or the tokenizer is a slow one that cannot be compared.
     """
-    theirs = _parts(_definition(tokenizer))
+    theirs = _parts(_parse(definition(tokenizer), tokenizer))
     try:
         ours = _parts(json.loads(prior_file.read_text(encoding="utf-8")))
     except OSError as error:
@@ -35,27 +38,42 @@ def check_same_tokenizer(tokenizer: Any, prior_file: Path) -> None:
             raise InputError(f"the tokenizer is not the prior's, they differ in {part} ({_difference(got, want)}); {_WAY_OUT}")
 
 
-def _definition(tokenizer: Any) -> dict[str, Any]:
+def definition(tokenizer: Any) -> str:
+    """The tokenizer.json of a ``tokenizers.Tokenizer``, of a fast transformers tokenizer, or at a path.
+
+    Raises:
+        InputError: it is none of these.
+    """
     if isinstance(tokenizer, (str, os.PathLike)):
         try:
-            text = Path(tokenizer).read_text(encoding="utf-8")
+            return Path(tokenizer).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"the tokenizer file cannot be read: {error}") from None
-    else:
-        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        if not hasattr(backend, "to_str"):
-            raise InputError(
-                f"a {type(tokenizer).__name__} cannot be compared with the prior's tokenizer; pass a fast tokenizer, a "
-                "tokenizers.Tokenizer, or the path of a tokenizer.json"
-            )
-        text = backend.to_str()
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not hasattr(backend, "to_str"):
+        raise InputError(
+            f"a {type(tokenizer).__name__} cannot be written as a tokenizer.json; pass a fast tokenizer, a "
+            "tokenizers.Tokenizer, or the path of a tokenizer.json"
+        )
+    text: str = backend.to_str()
+    return text
+
+
+def plain_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer without truncation and padding, which its file may ask for."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _parse(text: str, tokenizer: Any) -> dict[str, Any]:
     try:
-        definition = json.loads(text)
+        parsed = json.loads(text)
     except ValueError as error:
         raise InputError(f"{tokenizer} is not a tokenizer.json: {error}") from None
-    if not isinstance(definition, dict):
-        raise InputError(f"{tokenizer} is not a tokenizer.json: it holds a {type(definition).__name__}")
-    return definition
+    if not isinstance(parsed, dict):
+        raise InputError(f"{tokenizer} is not a tokenizer.json: it holds a {type(parsed).__name__}")
+    return parsed
 
 
 def _parts(definition: dict[str, Any]) -> dict[str, Any]:

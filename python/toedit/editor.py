@@ -8,7 +8,7 @@ import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,9 @@ from toedit._tokenizer import check_same_tokenizer
 from toedit.policy import Policy
 from toedit.prior import Prior, wanted
 from toedit.statistics import Statistics, measure
+
+if TYPE_CHECKING:
+    from toedit.text import EditedText
 
 __all__ = ["Counts", "Edited", "Editor"]
 
@@ -278,11 +281,30 @@ class Editor:
                 f"the policy masks loss, but the batch has no column {LABELS!r}; give it labels, or edit with "
                 "toedit.torch.EditCollator, which masks those that its collate_fn makes"
             )
-        if few_expected(self._tokens, self._expected) is None:
-            self._tokens += edited.counts.tokens
-            self._expected += edited.counts.expected_changes
-            warn_if_few_expected(self._tokens, self._expected, stacklevel=2)
+        self.note(edited.counts, stacklevel=2)
         return edited
+
+    def note(self, counts: Counts, stacklevel: int) -> None:
+        """Count what was edited, and warn once when a run is expected to change almost nothing."""
+        if few_expected(self._tokens, self._expected) is None:
+            self._tokens += counts.tokens
+            self._expected += counts.expected_changes
+            warn_if_few_expected(self._tokens, self._expected, stacklevel + 1)
+
+    def edit_text(
+        self,
+        texts: Any,
+        epoch: int = 0,
+        scores: Any = None,
+        check: bool = True,
+        keys: Any = None,
+        tokenizer: Any = None,
+        input_ids: Any = None,
+    ) -> EditedText:
+        """Edit texts; see :func:`toedit.text.edit_text`."""
+        from toedit.text import edit_text
+
+        return edit_text(self, texts, epoch, scores, check, keys, tokenizer, input_ids)
 
     def statistics(self, batch: Any, epoch: int = 0) -> Statistics:
         """What editing a batch meets and does, in the first generation, and the distribution of P over its tokens; the edited
