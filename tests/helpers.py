@@ -68,13 +68,16 @@ def editing_prior(
     tokenizer_size: int = 508,
     special_ids: Sequence[int] = (0, 1, 2),
     k: int = 64,
+    tokenizer: str | None = None,
 ) -> toedit.Prior:
-    """A prior that can edit but not score: its model is not one, and editing from stored scores never opens it."""
-    tokenizer = toedit.Prior.builtin().tokenizer_file
+    """A prior that can edit but not score: its model is not one, and editing from stored scores never opens it. Its
+    tokenizer.json is the bundled prior's, or the text given."""
+    builtin = toedit.Prior.builtin().path
     folder.mkdir(parents=True)
-    shutil.copy(tokenizer, folder)
+    text = (builtin / "tokenizer.json").read_text("utf-8") if tokenizer is None else tokenizer
+    (folder / "tokenizer.json").write_text(text, "utf-8")
     (folder / "model.onnx").write_bytes(b"no model")
-    settings = json.loads(tokenizer.with_name("prior.json").read_text())
+    settings = json.loads((builtin / "prior.json").read_text())
     settings |= {
         "vocab_size": vocab_size,
         "tokenizer_size": tokenizer_size,
