@@ -134,10 +134,11 @@ type textInput struct {
 	textType arrow.DataType
 	text     func(int) string
 	edited   func(int) string // of Stretches
-	ids      [][]uint32
+	read     rowReader
 	offsets  *listColumn // nil: none were given
 	edits    [][]int64   // by column, the row first
 
+	doc document // the row that is worked on
 	row text.Row
 }
 
@@ -216,16 +217,23 @@ func (in *textInput) readRows() error {
 			return err
 		}
 	}
-	rows := &copiedRows{ids: make([][]uint32, b.rows), hashes: make([]uint64, b.rows)}
-	size := in.tokens.Size()
-	rows, err = withTokens(ids.values, tokenVisitor[*copiedRows]{
-		int64:  func(v []int64) (*copiedRows, error) { return rows, copyTokens(rows, ids, v, nil, nil, size) },
-		int32:  func(v []int32) (*copiedRows, error) { return rows, copyTokens(rows, ids, v, nil, nil, size) },
-		uint16: func(v []uint16) (*copiedRows, error) { return rows, copyTokens(rows, ids, v, nil, nil, size) },
-		uint32: func(v []uint32) (*copiedRows, error) { return rows, copyTokens(rows, ids, v, nil, nil, size) },
+	in.read, err = withTokens(ids.values, tokenVisitor[rowReader]{
+		int64:  func(v []int64) (rowReader, error) { return readerOf(ids, v, in.tokens), nil },
+		int32:  func(v []int32) (rowReader, error) { return readerOf(ids, v, in.tokens), nil },
+		uint16: func(v []uint16) (rowReader, error) { return readerOf(ids, v, in.tokens), nil },
+		uint32: func(v []uint32) (rowReader, error) { return readerOf(ids, v, in.tokens), nil },
 	})
-	in.ids = rows.ids
 	return err
+}
+
+// rowReader reads the ids of a row into a document.
+type rowReader func(d *document, row int) error
+
+func readerOf[T tokenID](ids *listColumn, values []T, tokens *vocab.Table) rowReader {
+	return func(d *document, row int) error {
+		start, end := ids.row(row)
+		return read(d, row, values[start:end], nil, tokens.Size())
+	}
 }
 
 // strings is a column of strings without nulls, of a batch that has rows.
@@ -246,7 +254,7 @@ func (b *arrowBatch) strings(name string) (func(int) string, error) {
 
 // align finds the tokens of row i in its text.
 func (in *textInput) align(i int) bool {
-	in.row.Text, in.row.IDs = in.text(i), in.ids[i]
+	in.row.Text, in.row.IDs = in.text(i), in.doc.ids
 	if in.row.Align(in.tokens) {
 		return true
 	}
@@ -266,6 +274,11 @@ func (in *textInput) editsOf(i, first int) (end int) {
 
 func (in *textInput) edit(positions, news []int64) (out, other *column, err error) {
 	texts := newTexts(in.textType, in.batch.rows)
+	size := 0
+	for i := range in.batch.rows {
+		size += len(in.text(i))
+	}
+	texts.values = make([]byte, 0, size+size/16) // edits change the length little
 	aligned := make([]int8, in.batch.rows)
 	var starts, ends, lengths []int64
 	var made []int8
@@ -275,10 +288,15 @@ func (in *textInput) edit(positions, news []int64) (out, other *column, err erro
 	for i := range in.batch.rows {
 		end := in.editsOf(i, first)
 		edits, places = edits[:0], places[:0]
+		if first < end {
+			if err := in.read(&in.doc, i); err != nil {
+				return nil, nil, err
+			}
+		}
 		for j := first; j < end; j++ {
 			e := text.Edit{Pos: int(positions[j]), New: uint32(news[j]), Drop: news[j] == dropped}
-			if positions[j] < 0 || e.Pos >= len(in.ids[i]) || len(edits) > 0 && e.Pos <= edits[len(edits)-1].Pos {
-				return nil, nil, fail(Input, "edit %d is at position %d of row %d, which has %d tokens; positions must ascend", j, e.Pos, i, len(in.ids[i]))
+			if positions[j] < 0 || e.Pos >= len(in.doc.ids) || len(edits) > 0 && e.Pos <= edits[len(edits)-1].Pos {
+				return nil, nil, fail(Input, "edit %d is at position %d of row %d, which has %d tokens; positions must ascend", j, e.Pos, i, len(in.doc.ids))
 			}
 			if !e.Drop && (news[j] < 0 || news[j] >= int64(in.tokens.Size())) {
 				return nil, nil, fail(Input, "edit %d: its new id is %d, but the tokenizer's end at %d", j, news[j], in.tokens.Size()-1)
@@ -336,6 +354,9 @@ func (in *textInput) stretches() (out, other *column, err error) {
 			aligned[i] = 1
 			continue
 		}
+		if err := in.read(&in.doc, i); err != nil {
+			return nil, nil, err
+		}
 		before, after := in.text(i), in.edited(i)
 		if places, err = in.places(places[:0], i, first, end); err != nil {
 			return nil, nil, err
@@ -346,7 +367,7 @@ func (in *textInput) stretches() (out, other *column, err error) {
 			stretches = in.row.Stretches(stretches[:0], in.tokens, places)
 		} else {
 			stretches = append(stretches[:0], text.Stretch{
-				End: len(in.ids[i]), Old: text.Span{End: len(before)}, New: text.Span{End: len(after)},
+				End: len(in.doc.ids), Old: text.Span{End: len(before)}, New: text.Span{End: len(after)},
 			})
 		}
 		for _, s := range stretches {

@@ -149,7 +149,7 @@ func TestTextRefuses(t *testing.T) {
 		{EditText, tableOf(t, ids, [3]any{"text", str, "[null]"}), none(), "row 0: text is null"},
 		{EditText, tableOf(t, one), none(), "no column input_ids"},
 		{EditText, tableOf(t, one, ids, [3]any{"edited", str, `[""]`}), none(), `column "edited" is not known`},
-		{EditText, tableOf(t, one, [3]any{"input_ids", idLists, `[[8]]`}), none(), "row 0"},
+		{EditText, tableOf(t, one, [3]any{"input_ids", idLists, `[[8]]`}), tokenEdits(t, "[0]", "[0]", "[1]"), "row 0"},
 		{EditText, tableOf(t, one, ids, [3]any{"offsets", arrow.ListOf(i64), `[[]]`}), none(), "offsets holds int64"},
 		{EditText, tableOf(t, one, ids), tokenEdits(t, "[1]", "[0]", "[1]"), "edit 0 is in row 1"},
 		{EditText, tableOf(t, one, ids), tokenEdits(t, "[0]", "[1]", "[1]"), "edit 0 is at position 1 of row 0, which has 1 tokens"},

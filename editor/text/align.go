@@ -3,6 +3,7 @@
 package text
 
 import (
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -38,21 +39,26 @@ func (r *Row) Align(t *vocab.Table) bool {
 }
 
 func (r *Row) match(t *vocab.Table) bool {
-	r.Spans = r.Spans[:0]
-	at := 0
-	for i, id := range r.IDs {
-		b := t.Bytes(id)
-		if i == 0 && r.dummy {
-			b = b[1:]
+	r.Spans = slices.Grow(r.Spans[:0], len(r.IDs))[:len(r.IDs)]
+	at, first := 0, 0
+	if r.dummy {
+		b := t.Bytes(r.IDs[0])[1:]
+		if !strings.HasPrefix(r.Text, string(b)) {
+			return false
 		}
+		at, first = len(b), 1
+		r.Spans[0] = Span{0, at}
+	}
+	for i, id := range r.IDs[first:] {
 		if t.OmitsSpace() {
 			at += spaceBefore(r.Text[at:])
 		}
-		if len(r.Text)-at < len(b) || r.Text[at:at+len(b)] != string(b) {
+		n := t.Begins(r.Text[at:], id)
+		if n < 0 {
 			return false
 		}
-		r.Spans = append(r.Spans, Span{at, at + len(b)})
-		at += len(b)
+		r.Spans[first+i] = Span{at, at + n}
+		at += n
 	}
 	if t.OmitsSpace() {
 		at += spaceBefore(r.Text[at:])

@@ -1,9 +1,11 @@
 // Package vocab knows what the tokens of a tokenizer look like in text.
 package vocab
 
+import "encoding/binary"
+
 // Table is the tokens of a tokenizer as bytes of text. It does not change and is safe for concurrent use.
 type Table struct {
-	bytes  []byte   // of all tokens, one behind the other
+	bytes  []byte   // of all tokens, one behind the other, and word more
 	starts []uint32 // where each begins, and the end
 	traits []Trait
 	words  bool // white space stands between tokens and in none
@@ -35,6 +37,7 @@ func New(tokens [][]byte, special []uint32) *Table {
 			t.traits[id] = Special
 		}
 	}
+	t.bytes = append(t.bytes, make([]byte, word)...)
 	return t
 }
 
@@ -50,6 +53,35 @@ func (t *Table) Bytes(id uint32) []byte {
 		return nil
 	}
 	return t.bytes[t.starts[id]:t.starts[id+1]:t.starts[id+1]]
+}
+
+// word is how many bytes are compared at once.
+const word = 8
+
+// Begins is how many bytes a token has if text begins with them, and -1 if it does not. It is Bytes and a comparison, for
+// whoever walks along a text: most tokens are shorter than a word, and a call that compares any number of bytes takes longer.
+func (t *Table) Begins(text string, id uint32) int {
+	if int64(id) >= int64(len(t.traits)) {
+		return 0
+	}
+	start, n := t.starts[id], int(t.starts[id+1]-t.starts[id])
+	if n <= word && len(text) >= word {
+		if (binary.LittleEndian.Uint64(t.bytes[start:])^firstWord(text))<<(8*(word-n)) != 0 {
+			return -1
+		}
+		return n
+	}
+	if len(text) < n || text[:n] != string(t.bytes[start:int(start)+n]) {
+		return -1
+	}
+	return n
+}
+
+// firstWord is binary.LittleEndian.Uint64 for a string; the compiler makes one load of it.
+func firstWord(s string) uint64 {
+	_ = s[word-1]
+	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
+		uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
 }
 
 // Traits of a token; none for an id that the table lacks.

@@ -55,7 +55,7 @@ def main() -> None:
                 "toedit, lists of str": lambda: splice(pa.array(texts, pa.large_string())).to_pylist(),
                 "decode_batch": lambda: tokenizer.decode_batch(rows, skip_special_tokens=False),
             },
-            rounds=15,
+            rounds=40,
         )
         title = f"{len(texts)} texts of {len(flat)} tokens, {len(at)} edits; TOKENIZERS_PARALLELISM={parallelism or 'default'}"
         report(title, timings, len(flat), "toedit, lists of str")
