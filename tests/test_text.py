@@ -398,3 +398,28 @@ def test_gpt2_ids_of_edited_encyclopedia_text(shared_data: Path, byte_level: Fam
     result = toedit.Editor(byte_level.editor.prior, policy).edit_text(texts, scores=scores, tokenizer=trainer, check=False)
     assert result.counts.changes > 3000
     assert result.input_ids == ids_of(trainer, result.text)
+
+
+@pytest.mark.shared_data
+def test_pieces_of_a_sentencepiece_file(shared_data: Path, tmp_path: Path) -> None:
+    """The vocabulary of a model that nobody on this project made, in text with quotes, dashes and characters that it lacks."""
+    lines = (shared_data / "ckpt_babyllama105" / "tok105.vocab").read_text("utf-8").splitlines()
+    pieces = [(piece, float(score)) for piece, score in (line.split("\t") for line in lines)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    text = (shared_data / "human_openstax" / "osbooks-us-history.txt").read_text("utf-8")
+    texts = [text[i : i + 500] for i in range(100_000, 150_000, 500)]
+    prior = text_families.prior_of(tokenizer, tmp_path / "prior")
+    editor = toedit.Editor(prior, toedit.Policy(threshold=0.99, exclude_original=True))
+    result = editor.edit_text(texts, scores=scores_of(prior, ids_of(tokenizer, texts), len(pieces)))
+    assert result.counts.changes > 3000
+    assert result.passed_through == 0
+    spelled = spelling(tokenizer)
+    log = result.log.to_pylist()
+    for i, (before, after) in enumerate(zip(texts, result.text, strict=True)):
+        edits = [e for e in log if e["row"] == i]
+        new = [spelled[e["new"]] for e in edits]
+        new = [w[1:] if len(w) == e["length"] + 1 else w for w, e in zip(new, edits, strict=True)]  # white space that stays
+        assert after.encode() == spliced(before, edits, new)
