@@ -301,9 +301,12 @@ def test_what_cannot_be_edited(byte_level: Family, texts: Any, settings: dict[st
         byte_level.editor.edit_text(texts, **{"scores": byte_level.scores[3:4], **settings})
 
 
-def test_an_offset_belongs_to_no_text(byte_level: Family) -> None:
+def test_offsets_and_generations_belong_to_no_text(byte_level: Family) -> None:
     editor = toedit.Editor(byte_level.editor.prior, byte_level.editor.policy, offset="start")
     with pytest.raises(toedit.InputError, match="a text is a whole document"):
+        editor.edit_text(["a"])
+    editor = toedit.Editor(byte_level.editor.prior, byte_level.editor.policy, generations=2)
+    with pytest.raises(toedit.InputError, match="makes 2 generations"):
         editor.edit_text(["a"])
 
 

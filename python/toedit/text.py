@@ -111,6 +111,11 @@ def edit_text(
         raise InputError(f"the editor's key is {editor.key!r}, and keys is {keys!r}; keys go with an editor that has key=...")
     if editor.offset is not None:
         raise InputError(f"the editor has offset={editor.offset!r}; a text is a whole document, edit it without")
+    if editor.generations > 1:
+        raise InputError(
+            f"the editor makes {editor.generations} generations, and a text is edited once; edit the result again with "
+            "another epoch"
+        )
     edited = editor.edit(pa.RecordBatch.from_arrays([_one(c) for c in columns.values()], names=list(columns)), epoch)
     editor.note(edited.counts, stacklevel=3)
 
@@ -212,7 +217,7 @@ def _withhold(edited: Edited, ids: pa.Array, log: pa.RecordBatch, made: np.ndarr
     result.counts = replace(
         edited.counts, changes=edited.changes - int((~made).sum()) + dropped, dropped=edited.counts.dropped - dropped
     )
-    result._log = kept
+    result.generations, result._log = [result.counts], kept
     return result
 
 
