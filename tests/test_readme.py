@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer
 
@@ -89,3 +90,35 @@ def test_scores_from_elsewhere(fp32_prior: toedit.Prior, rows: list[list[int]]) 
     code = block("toedit.vllm.scores").replace("outputs, input_ids, prior=prior", "outputs, input_ids, prior=prior, k=2")
     exec(code, names)
     assert names["scores"].field("ids_hash").to_pylist() == [row["ids_hash"] for row in stored]
+
+
+def test_policies() -> None:
+    names: dict[str, Any] = {}
+    code = block("protect_digits=True")
+    exec(code, names)
+    for line in code.splitlines():
+        if line.startswith("Policy"):
+            assert isinstance(eval(line, names), toedit.Policy)
+
+
+def test_generations(prior: toedit.Prior, rows: list[list[int]]) -> None:
+    names: dict[str, Any] = {"toedit": toedit, "prior": prior, "corpus": rows[:3]}
+    exec(block("generations=3"), names)
+    assert len(names["edited"].generations) == 3
+    assert names["edited"]["labels"] == rows[:3]
+
+
+def test_texts() -> None:
+    names: dict[str, Any] = {"toedit": toedit}
+    exec(block("result.withheld"), names)
+    assert len(names["result"].text) == 2
+    exec(block("import Projection"), names)
+    assert len(names["result"].input_ids) == 2
+
+
+def test_statistics(prior: toedit.Prior, rows: list[list[int]], scores: pa.StructArray) -> None:
+    batch = {"input_ids": rows, "scores": scores}
+    parts = [{"input_ids": rows[i::3], "scores": scores.take(pa.array(range(len(rows))[i::3]))} for i in range(3)]
+    names: dict[str, Any] = {"toedit": toedit, "editor": toedit.Editor(prior), "batch": batch, "parts": parts}
+    exec(block("editor.statistics"), names)
+    assert names["total"] == names["statistics"]
