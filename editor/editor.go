@@ -28,6 +28,7 @@ type Editor struct {
 	weights    *halfWeights // exp(a / temperature)
 	nucleus    *nucleus     // nil where TopP is 1
 	protects   bool         // whether protectText has something to say
+	words      *words       // to be protected; nil where there are none
 }
 
 // New compiles a policy: most of a millisecond, for the weights.
@@ -75,6 +76,7 @@ func New(p Policy, v Vocabulary) (*Editor, error) {
 		bands:      newKeyBands(p.Bands),
 		weights:    newHalfWeights(p.Temperature),
 		protects:   p.ProtectSubwords || p.ProtectCode || len(p.ProtectedWords) > 0 || p.ProtectFirst > 0,
+		words:      newWords(p.ProtectedWords),
 	}
 	e.gap = widestGap(p.Bands, e.bands)
 	if p.TopP < 1 {

@@ -37,6 +37,7 @@ type Plan struct {
 	// What the general way needs besides.
 	found     []found
 	protected []bool
+	stretch   stretch
 	merged    []Edit
 	amount    amountScratch
 }
@@ -111,7 +112,7 @@ func (e *Editor) protect(d *Document, plan *Plan) []bool {
 	plan.protected = slices.Grow(plan.protected[:0], n)[:n]
 	clear(plan.protected)
 	copy(plan.protected, d.Protected)
-	e.protectText(d, plan.protected)
+	e.protectText(d, &plan.stretch, plan.protected)
 	return plan.protected
 }
 

@@ -189,6 +189,9 @@ func (p *Policy) Validate() error {
 		if word == "" {
 			return policyErrorf("protected_words", "contains an empty word; take it out")
 		}
+		if strings.TrimSpace(word) != word {
+			return policyErrorf("protected_words", "contains %q; take the white space around it off", word)
+		}
 	}
 	if p.ProtectFirst < 0 {
 		return policyErrorf("protect_first", "is %d; it must be 0 or above", p.ProtectFirst)

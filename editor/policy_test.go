@@ -122,6 +122,7 @@ func TestValidateNamesFieldValueAndLimit(t *testing.T) {
 		{func(p *Policy) { p.MaxEditRate = 2 }, "max_edit_rate", "is 2; it must be in (0, 1]"},
 		{func(p *Policy) { p.MaxEditOrder = "lowest" }, "max_edit_order", `is "lowest"; it must be one of highest, random`},
 		{func(p *Policy) { p.ProtectedWords = []string{"a", ""} }, "protected_words", "contains an empty word"},
+		{func(p *Policy) { p.ProtectedWords = []string{"a", " b"} }, "protected_words", `contains " b"; take the white space around it off`},
 		{func(p *Policy) { p.ProtectFirst = -1 }, "protect_first", "is -1; it must be 0 or above"},
 		{func(p *Policy) { p.ProtectAssistant, p.ProtectPrompt = true, true }, "protect_prompt", "leaves nothing to edit"},
 		{func(p *Policy) { p.Labels = "" }, "labels", `is ""; it must be one of edited, original`},

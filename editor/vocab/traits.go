@@ -15,7 +15,7 @@ func traitsOf(b []byte) Trait {
 		part := r == utf8.RuneError && size == 1 // of a character, which is a letter in most tokenizers' vocabularies
 		b = b[size:]
 		space := !part && unicode.IsSpace(r)
-		letter := part || unicode.IsLetter(r) || unicode.IsMark(r) || unicode.IsNumber(r)
+		letter := part || IsLetter(r)
 		switch {
 		case space && !seen:
 			spaced = true
@@ -42,3 +42,6 @@ func traitsOf(b []byte) Trait {
 	}
 	return traits
 }
+
+// IsLetter says whether a character belongs to words: Unicode letters, marks and numbers do.
+func IsLetter(r rune) bool { return unicode.IsLetter(r) || unicode.IsMark(r) || unicode.IsNumber(r) }
