@@ -119,10 +119,9 @@ int32_t toedit_editor_open(uint64_t prior, toedit_cchar* policy, uint64_t* edito
 
 /* Edits rows. generation is 0, and 1, 2, ... where rows that were edited are scored and edited once more: each has draws
  * of its own. batch: a struct array with the columns input_ids, scores (as toedit_score makes them) and optionally
- * attention_mask, labels (-100: not edited), protected_mask, special_tokens_mask (1: not edited),
- * assistant_masks (1: the assistant's words, which the policy may protect or edit alone), protected_ranges (characters that
- * are not edited: start and end of each range, ascending, as a list of integers) with offset_mapping (start and end of each
- * token), key (utf8 or int64)
+ * attention_mask, labels (-100: not edited), protected_mask, special_tokens_mask (1: not edited), assistant_masks (1: the
+ * assistant's words, which the policy may protect or edit alone), protected_ranges (characters that are not edited: start and
+ * end of each range, ascending, as a list of integers) with offset_mapping (start and end of each token), key (utf8 or int64)
  * and offset (int64). out: a struct array with input_ids and, if given, labels, in the types that came in; where the policy
  * drops tokens, also kept, the indexes of each row's values that are left. Labels become -100 where the policy masks loss;
  * without labels these tokens stand in the log alone. log: a struct array with a row for each edit: row, position, old, new

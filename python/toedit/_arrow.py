@@ -22,7 +22,12 @@ __all__ = ["IDS", "SCORES_TYPE", "Batch", "open_batch", "rechunk"]
 
 IDS = "input_ids"
 # The columns with a value for each token.
-TOKEN_COLUMNS = (IDS, "labels", "attention_mask", "special_tokens_mask", "protected_mask", "document_ids", "position_ids")
+TOKEN_COLUMNS = (
+    IDS, "labels", "attention_mask", "special_tokens_mask", "protected_mask", "assistant_masks", "document_ids", "position_ids",
+)  # fmt: skip
+# The columns of pairs: ranges of characters, and the characters of each token.
+RANGES = "protected_ranges"
+PAIR_COLUMNS = (RANGES, "offset_mapping")
 # The columns that scoring reads: the last three say where documents begin in rows that hold several.
 SCORING_COLUMNS = (IDS, "attention_mask", "document_ids", "position_ids", "seq_lengths")
 
@@ -225,6 +230,8 @@ def to_arrow(values: Any, name: str) -> tuple[pa.Array, Back]:
     if isinstance(values, pa.ChunkedArray):
         lengths = [len(c) for c in values.chunks]
         return _one_chunk(values), lambda a: rechunk(a, lengths)
+    if name in PAIR_COLUMNS and (isinstance(values, np.ndarray) or _is_torch(values)):
+        values = values.tolist()
     if _is_torch(values):
         array, back = _from_numpy(_torch_to_numpy(values), name)
         return array, lambda a: _numpy_to_torch(back(a), values)
@@ -241,7 +248,7 @@ def to_arrow(values: Any, name: str) -> tuple[pa.Array, Back]:
     rows = list(values)
     if name == "scores" or (len(rows) > 0 and isinstance(rows[0], (Mapping, pa.StructScalar))):
         return _from_structs(rows, name), lambda a: a.to_pylist()
-    if len(rows) > 0 and (isinstance(rows[0], np.ndarray) or _is_torch(rows[0])):
+    if len(rows) > 0 and (isinstance(rows[0], np.ndarray) or _is_torch(rows[0])) and name not in PAIR_COLUMNS:
         return _from_arrays(rows, name)
     return _from_lists(rows, name)
 

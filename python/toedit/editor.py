@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from toedit import _arrow, _bridge
-from toedit._arrow import IDS, SCORES_TYPE, SCORING_COLUMNS
+from toedit._arrow import IDS, PAIR_COLUMNS, RANGES, SCORES_TYPE, SCORING_COLUMNS
 from toedit._drop import follow
 from toedit._errors import ExpectedChangesWarning, IdentityWarning, InputError, ScoresError
 from toedit._tokenizer import check_same_tokenizer
@@ -30,7 +30,7 @@ __all__ = ["Counts", "Edited", "Editor"]
 SCORES = "scores"
 LABELS = "labels"
 # Columns of these names are understood: padding, labels (-100: context, not edited), and tokens that are not edited.
-_MASKS = ("attention_mask", "special_tokens_mask", "protected_mask")
+_MASKS = ("attention_mask", "special_tokens_mask", "protected_mask", "assistant_masks")
 
 _MAX_GENERATIONS = 2**16  # the Philox key has 16 bits for a generation
 
@@ -264,7 +264,10 @@ class Editor:
             batch: as for :meth:`Prior.score`. Beside ``input_ids`` these columns are understood: ``scores`` (else the
                 batch is scored here), ``attention_mask`` (0 is padding), ``labels`` (where -100, the token is not edited;
                 elsewhere they are the ids, and follow them unless the policy says otherwise), ``special_tokens_mask`` and
-                ``protected_mask`` (not 0: not edited), and the key and offset columns.
+                ``protected_mask`` (not 0: not edited), ``assistant_masks`` (not 0: the assistant's words, for the policy's
+                ``protect_assistant`` and ``protect_prompt``), ``protected_ranges`` (pairs of the first character that is not
+                edited and the one behind the last, ascending) with ``offset_mapping`` (the same pair for each token, as
+                tokenizers give it), and the key and offset columns.
             epoch: 0 to 2**32 - 1. Another epoch, other draws.
 
         Returns:
@@ -335,6 +338,8 @@ class Editor:
         for name in _MASKS:
             if name in names:
                 columns[name] = opened.column(name)[0]
+        if RANGES in names:  # else offset_mapping says nothing that is needed
+            columns |= {name: flat_pairs(opened.column(name)[0], name) for name in PAIR_COLUMNS if name in names}
         if LABELS in names:
             columns[LABELS], backs[LABELS] = opened.column(LABELS)
         elif before is not None and before.targets is not None:
@@ -382,7 +387,8 @@ class Editor:
         edited = {name: back(result.column(name)) for name, back in backs.items()}
         if self._drops:
             kept = result.column(result.num_columns - 1)
-            edited |= follow(opened, batch, columns[IDS], kept, [name for name in opened.names if name not in edited])
+            others = [name for name in opened.names if name not in edited and name != RANGES]
+            edited |= follow(opened, batch, columns[IDS], kept, others)
         return Edited(
             opened,
             opened.rebuild(edited),

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from toedit import _bridge
 from toedit._align import set_labels
+from toedit._arrow import PAIR_COLUMNS, RANGES
 from toedit._errors import InputError, MissingDependencyError
 from toedit.editor import LABELS, SCORES, Counts, Edited, Editor, _integer, few_expected, warn_if_few_expected
 
@@ -135,6 +136,8 @@ class _Editing:
     def _left(self, edited: Edited) -> Any:
         """The edited rows without the columns that only editing needs."""
         spent = {SCORES, "protected_mask", self.editor.key, self.editor.offset}
+        if RANGES in edited:
+            spent |= set(PAIR_COLUMNS)
         return _without(edited.batch, [name for name in edited if name in spent])
 
 
@@ -152,8 +155,8 @@ class EditCollator(_Editing):
     """A collate function that edits rows before another one makes a batch of them.
 
     ``labels`` follow ``input_ids``: they stay -100 where they are, and such tokens are not edited. Collate functions that
-    pad, or that make labels themselves, see edited rows. Scores, key and offset columns are removed. For training data
-    only: give evaluation loaders the inner collate function.
+    pad, or that make labels themselves, see edited rows. Scores, key and offset columns are removed, ``protected_mask`` and ``protected_ranges`` too. For
+    training data only: give evaluation loaders the inner collate function.
 
     Where the policy has ``labels="original"`` or a band that masks loss, labels are not the edited ids. Then each row is
     looked up in what ``collate_fn`` returned (padded on either side, or several rows in one), and the labels that it made
