@@ -17,6 +17,7 @@ from toedit import _arrow, _bridge
 from toedit._arrow import IDS, PAIR_COLUMNS, RANGES, SCORES_TYPE, SCORING_COLUMNS
 from toedit._drop import follow
 from toedit._errors import ExpectedChangesWarning, IdentityWarning, InputError, ScoresError
+from toedit._pairs import flat_pairs
 from toedit._tokenizer import check_same_tokenizer
 from toedit.policy import Policy
 from toedit.prior import Prior, wanted

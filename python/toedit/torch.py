@@ -155,8 +155,9 @@ class EditCollator(_Editing):
     """A collate function that edits rows before another one makes a batch of them.
 
     ``labels`` follow ``input_ids``: they stay -100 where they are, and such tokens are not edited. Collate functions that
-    pad, or that make labels themselves, see edited rows. Scores, key and offset columns are removed, ``protected_mask`` and ``protected_ranges`` too. For
-    training data only: give evaluation loaders the inner collate function.
+    pad, or that make labels themselves, see edited rows. Scores, key and offset columns are removed,
+    ``protected_mask`` and ``protected_ranges`` too. For training data only: give evaluation loaders the inner collate
+    function.
 
     Where the policy has ``labels="original"`` or a band that masks loss, labels are not the edited ids. Then each row is
     looked up in what ``collate_fn`` returned (padded on either side, or several rows in one), and the labels that it made
