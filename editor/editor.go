@@ -63,6 +63,9 @@ func New(p Policy, v Vocabulary) (*Editor, error) {
 		if v.Text == nil {
 			return nil, policyErrorf("vocabulary", "has no text of its tokens, which whole_words and what protects by text need; use a prior with a tokenizer.json")
 		}
+		if p.ProtectCode && v.Text.OmitsSpace() {
+			return nil, policyErrorf("protect_code", "is true, but the prior's tokenizer leaves out line endings, without which code fences cannot be found; turn it off")
+		}
 		barByText(&p, v.Text, barred)
 	}
 	p.Bands = slices.Clone(p.Bands)

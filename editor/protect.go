@@ -75,10 +75,8 @@ func (s *stretch) read(t *vocab.Table, ids []uint32) int {
 		if breaksText(t, id, b) {
 			return i
 		}
-		if t.Traits(id)&vocab.BeginsWord != 0 {
-			if letter, _ := letterAt(b); letter {
-				s.text = append(s.text, ' ') // which tokenizers of words leave out
-			}
+		if t.OmitsSpace() && t.Traits(id)&vocab.BeginsWord != 0 {
+			s.text = append(s.text, ' ')
 		}
 		s.text = append(s.text, b...)
 		s.ends = append(s.ends, len(s.text))

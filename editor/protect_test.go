@@ -149,6 +149,21 @@ func TestWords(t *testing.T) {
 	requireProtects(t, func(p *Policy) { p.ProtectedWords = []string{"the"} }, "The| other| theme|, bathe|« the»|.|«the»")
 }
 
+// Tokenizers of words leave white space out: a token that begins a word is taken to have a space in front, and line endings,
+// which fences need, are gone.
+func TestTextWithoutWhiteSpace(t *testing.T) {
+	table, err := vocab.Read([]byte(`{"model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+		"vocab": {"[UNK]": 0, "new": 1, "york": 2, "##er": 3, ".": 4, "\u0060": 5}}}`))
+	require.NoError(t, err)
+	v := Vocabulary{ModelSize: 6, TokenizerSize: 6, Text: table}
+	e, err := New(testPolicy(func(p *Policy) { p.ProtectedWords = []string{"new york", "york."} }), v)
+	require.NoError(t, err)
+	marks := e.protect(&Document{IDs: []uint32{1, 2, 3, 1, 2, 2, 4, 1}}, new(Plan))
+	require.Equal(t, []bool{false, false, false, true, true, true, true, false}, marks)
+	_, err = New(testPolicy(func(p *Policy) { p.ProtectCode = true }), v)
+	require.ErrorContains(t, err, "policy: protect_code is true, but the prior's tokenizer leaves out line endings")
+}
+
 // plainText finds what is protected of a text by the definitions, byte by byte.
 type plainText struct {
 	text []byte
