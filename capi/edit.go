@@ -157,11 +157,8 @@ func Edit(handle, seed uint64, epoch uint32, generation uint16, a EditArgs) erro
 		if err != nil {
 			return err
 		}
-		in, err := newEditInput(b)
+		in, err := newEditInput(b, &e.policy)
 		if err != nil {
-			return err
-		}
-		if err := in.roles(&e.policy); err != nil {
 			return err
 		}
 		if e.drops {
@@ -203,24 +200,24 @@ func Edit(handle, seed uint64, epoch uint32, generation uint16, a EditArgs) erro
 
 // editInput is a batch whose columns were looked up and checked as far as whole columns can be.
 type editInput struct {
-	rows      int
-	ids       *listColumn
-	mask      *flagColumn
-	protect   []*flagColumn
-	assistant *flagColumn
-	ranges    *characterRanges
-	labels    labelColumn
-	scores    *scoresColumn
-	key       func(int) editor.Hash128 // nil: the document's own hash
-	offset    []int64                  // nil: 0
-	types     map[string]arrow.DataType
+	rows    int
+	ids     *listColumn
+	mask    *flagColumn
+	protect []*flagColumn
+	roles   *roleColumn
+	ranges  *characterRanges
+	labels  labelColumn
+	scores  *scoresColumn
+	key     func(int) editor.Hash128 // nil: the document's own hash
+	offset  []int64                  // nil: 0
+	types   map[string]arrow.DataType
 }
 
 // editColumns are the columns that Edit knows.
 var editColumns = []string{"input_ids", "scores", "attention_mask", "labels", "protected_mask", "special_tokens_mask",
 	"assistant_masks", "protected_ranges", "offset_mapping", "key", "offset"}
 
-func newEditInput(b *arrowBatch) (*editInput, error) {
+func newEditInput(b *arrowBatch, p *editor.Policy) (*editInput, error) {
 	if err := b.only(editColumns...); err != nil {
 		return nil, err
 	}
@@ -236,6 +233,9 @@ func newEditInput(b *arrowBatch) (*editInput, error) {
 	}
 	if _, ok := b.types["scores"]; !ok {
 		return nil, fail(Input, "the batch has no column scores; score it with Prior.score first")
+	}
+	if in.roles, err = newRoleColumn(b, in.ids, p); err != nil {
+		return nil, err
 	}
 	if in.ranges, err = newCharacterRanges(b, in.ids); err != nil {
 		return nil, err
@@ -257,9 +257,6 @@ func newEditInput(b *arrowBatch) (*editInput, error) {
 		if f != nil {
 			in.protect = append(in.protect, f)
 		}
-	}
-	if in.assistant, err = b.flags("assistant_masks", in.ids); err != nil {
-		return nil, err
 	}
 	if in.labels, err = newLabelColumn(b, in.ids); err != nil {
 		return nil, err
@@ -527,7 +524,7 @@ func (in *editInput) plan(i int, e *openEditor, ep editor.Epoch, s *scratch) (of
 
 // protected marks the row's tokens that masks, character ranges or labels protect; nil where there are none.
 func (in *editInput) protected(i int, p *editor.Policy, ep editor.Epoch, s *scratch) ([]bool, error) {
-	if len(in.protect) == 0 && in.assistant == nil && in.ranges == nil && in.labels == nil {
+	if len(in.protect) == 0 && in.roles == nil && in.ranges == nil && in.labels == nil {
 		return nil, nil
 	}
 	n := len(s.doc.ids)
@@ -542,8 +539,8 @@ func (in *editInput) protected(i int, p *editor.Policy, ep editor.Epoch, s *scra
 			marks[j] = marks[j] || f.at(base+int(s.doc.index(int32(j))))
 		}
 	}
-	if in.assistant != nil {
-		in.protectRoles(i, &s.doc, p, marks)
+	if in.roles != nil {
+		in.roles.protect(i, &s.doc, marks)
 	}
 	if in.ranges != nil {
 		if err := in.ranges.protect(i, &s.doc, marks); err != nil {

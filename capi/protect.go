@@ -6,31 +6,34 @@ import (
 	"toedit/editor"
 )
 
-// roles refuses a batch that does not say which tokens are the assistant's, where the policy asks. Where it does not, the
-// column is left alone.
-func (in *editInput) roles(p *editor.Policy) error {
-	if !p.ProtectAssistant && !p.ProtectPrompt {
-		in.assistant = nil
-		return nil
-	}
-	if _, ok := in.types["assistant_masks"]; ok {
-		return nil
-	}
-	field := "protect_assistant"
-	if p.ProtectPrompt {
-		field = "protect_prompt"
-	}
-	return fail(Input, "the batch has no column assistant_masks, which the policy's %s needs; make it with "+
-		"tokenizer.apply_chat_template(..., return_dict=True, return_assistant_tokens_mask=True)", field)
+// roleColumn says which tokens are the assistant's.
+type roleColumn struct {
+	*flagColumn
+	assistant bool // these are protected, else the others
 }
 
-// protectRoles marks the document's tokens that are the assistant's, or those that are not.
-func (in *editInput) protectRoles(row int, d *document, p *editor.Policy, marks []bool) {
-	base, _ := in.assistant.row(row)
-	for j := range marks {
-		if in.assistant.at(base+int(d.index(int32(j)))) == p.ProtectAssistant { // else the prompt is protected
-			marks[j] = true
+// newRoleColumn looks up the column. nil where the policy does not ask; where it does, the column must be there.
+func newRoleColumn(b *arrowBatch, ids *listColumn, p *editor.Policy) (*roleColumn, error) {
+	flags, err := b.flags("assistant_masks", ids)
+	if err != nil || !p.ProtectAssistant && !p.ProtectPrompt {
+		return nil, err
+	}
+	if _, ok := b.types["assistant_masks"]; !ok {
+		field := "protect_assistant"
+		if p.ProtectPrompt {
+			field = "protect_prompt"
 		}
+		return nil, fail(Input, "the batch has no column assistant_masks, which the policy's %s needs; make it with "+
+			"tokenizer.apply_chat_template(..., return_dict=True, return_assistant_tokens_mask=True)", field)
+	}
+	return &roleColumn{flags, p.ProtectAssistant}, nil
+}
+
+// protect marks the document's tokens that are the assistant's, or those that are not.
+func (c *roleColumn) protect(row int, d *document, marks []bool) {
+	base, _ := c.row(row)
+	for j := range marks {
+		marks[j] = marks[j] || c.at(base+int(d.index(int32(j)))) == c.assistant
 	}
 }
 

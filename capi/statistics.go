@@ -31,7 +31,7 @@ func Statistics(handle, seed uint64, epoch uint32, batch, schema, documents, doc
 		if err != nil {
 			return err
 		}
-		in, err := newEditInput(b)
+		in, err := newEditInput(b, &e.policy)
 		if err != nil {
 			return err
 		}

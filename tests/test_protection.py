@@ -121,7 +121,7 @@ def is_punctuation(spelled: str) -> bool:
 SETTINGS: dict[str, tuple[dict[str, Any], Callable[[Text], set[int]]]] = {
     "digits": (
         {"protect_digits": True},
-        lambda t: t.tokens_where(lambda token: any(c.isdigit() for c in token)),
+        lambda t: t.tokens_where(lambda token: any(c.isdecimal() for c in token)),
     ),
     "punctuation": (
         {"protect_punctuation": True},
@@ -166,7 +166,7 @@ def test_what_is_protected_is_not_redrawn(
     assert edited.counts.protected > free.counts.protected
     for edit in edited.log.to_pylist():
         for spelled in (tokenizer.decode([edit["old"]]), tokenizer.decode([edit["new"]])):
-            assert name != "digits" or not any(c.isdigit() for c in spelled)
+            assert name != "digits" or not any(c.isdecimal() for c in spelled)
             assert name != "punctuation" or not is_punctuation(spelled)
 
 
@@ -201,6 +201,8 @@ def test_roles(prior: toedit.Prior, texts: list[Text]) -> None:
     assert protected(prior, texts, Policy(bands=ALL, protect_assistant=True), given) == words
     assert protected(prior, texts, Policy(bands=ALL, protect_prompt=True), given) == others
     assert not any(protected(prior, texts, Policy(bands=ALL), given))
+    measured = toedit.Editor(prior, Policy(bands=ALL, protect_prompt=True)).statistics(given)
+    assert measured.protected == sum(map(len, others))
 
 
 def equally_long(texts: Sequence[Text], length: int = 60) -> dict[str, Any]:
