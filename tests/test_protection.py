@@ -278,10 +278,10 @@ def test_collators_see_no_ranges(prior: toedit.Prior, texts: list[Text]) -> None
     from toedit.torch import EditCollator
 
     columns = batch(texts, protected_ranges=[[(0, 5)]] * len(texts), offset_mapping=[t.offsets for t in texts])
-    edited = EditCollator(toedit.Editor(prior, Policy(bands=ALL)), lambda rows: rows)(columns)
+    edited = EditCollator(toedit.Editor(prior), lambda rows: rows)(columns)
     assert list(edited) == ["input_ids"]
     columns = batch(texts, offset_mapping=[t.offsets for t in texts])
-    edited = EditCollator(toedit.Editor(prior, Policy(bands=ALL)), lambda rows: rows)(columns)
+    edited = EditCollator(toedit.Editor(prior), lambda rows: rows)(columns)
     assert list(edited) == ["input_ids", "offset_mapping"]
 
 
