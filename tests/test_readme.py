@@ -101,6 +101,22 @@ def test_policies() -> None:
             assert isinstance(eval(line, names), toedit.Policy)
 
 
+def test_what_is_never_edited(prior: toedit.Prior, tokenizer: Tokenizer) -> None:
+    def encode(texts: list[str], return_offsets_mapping: bool) -> dict[str, Any]:
+        encoded = [tokenizer.encode(text) for text in texts]
+        return {"input_ids": [e.ids for e in encoded], "offset_mapping": [e.offsets for e in encoded]}
+
+    names: dict[str, Any] = {
+        "toedit": toedit,
+        "prior": prior,
+        "tokenizer": encode,
+        "texts": ["In New York, 1999.\n```\nx = 1\n```\n" * 9] * 2,
+        "ranges": [[(0, 40)], []],
+    }
+    exec(block("protected_ranges"), names)
+    assert names["edited"].counts.rows == 2
+
+
 def test_generations(prior: toedit.Prior, rows: list[list[int]]) -> None:
     names: dict[str, Any] = {"toedit": toedit, "prior": prior, "corpus": rows[:3]}
     exec(block("generations=3"), names)
