@@ -94,7 +94,7 @@ def test_scores_from_elsewhere(fp32_prior: toedit.Prior, rows: list[list[int]]) 
 
 def test_policies() -> None:
     names: dict[str, Any] = {}
-    code = block("protect_digits=True")
+    code = block("edit_probability=0.5")
     exec(code, names)
     for line in code.splitlines():
         if line.startswith("Policy"):
