@@ -9,7 +9,7 @@ that an equal result means that both follow the contracts. It is meant to be rea
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -19,6 +19,11 @@ import pyarrow as pa
 import xxhash
 
 MASK64 = (1 << 64) - 1
+
+# Philox purposes.
+DRAW, SELECT, ORDER = 0, 1, 2
+
+DROPPED = -1
 
 SCORES_TYPE = pa.struct(
     [
@@ -37,15 +42,33 @@ Hash = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class OraclePolicy:
-    """The settings of a policy. An object with these attributes or a mapping with these keys will do in its place."""
+class OracleBand:
+    """A range of P and what is done with the tokens in it: [low, high], or [low, high) where it is not closed."""
 
-    threshold: float = 0.99
+    low: float = 0.0
+    high: float = 1.0
+    closed: bool | None = None  # by default at 1 alone
+    action: str = "resample"
+
+
+@dataclass(frozen=True)
+class OraclePolicy:
+    """The settings of a policy. An object with these attributes or a mapping with these keys will do in its place; what it
+    lacks has the value given here. The threshold is that of the one band where no bands are given."""
+
+    threshold: float | None = 0.99
     k: int = 8
     temperature: float = 1.0
     exclude_original: bool = False
     protect_special: bool = True
     protected_ids: tuple[int, ...] = ()
+    bands: tuple[OracleBand, ...] | None = None
+    top_p: float = 1.0
+    rejection_tries: int = 0
+    whole_words: bool = False
+    edit_probability: float = 1.0
+    max_edit_rate: float = 1.0
+    max_edit_order: str = "highest"
 
 
 class Scores(TypedDict):
@@ -60,27 +83,32 @@ class Scores(TypedDict):
     prior: str
 
 
-class RowResult(TypedDict):
-    """What editing one row gives. `edits` holds (index among the row's real tokens, old id, new id)."""
+class Totals(TypedDict):
+    """What was met and done."""
 
-    ids: list[int]
     candidates: int
     changes: int
     expected_changes: float
     protected: int
     unscored: int
-    edits: list[tuple[int, int, int]]
+    unselected: int
+    truncated: int
+    dropped: int
+    masked: int
 
 
-class BatchResult(TypedDict):
+class RowResult(Totals):
+    """What editing one row gives. `edits` holds (index among the row's real tokens, old id, new id, number of the band);
+    the new id is DROPPED where the token was taken out, and the old one where its label became -100."""
+
+    ids: list[int]
+    edits: list[tuple[int, int, int, int]]
+
+
+class BatchResult(Totals):
     """What editing a batch gives: ids with their padding, sums over the rows, each row's own result without padding."""
 
     ids: list[list[int]]
-    candidates: int
-    changes: int
-    expected_changes: float
-    protected: int
-    unscored: int
     rows: list[RowResult]
 
 
@@ -99,6 +127,7 @@ class Draw:
     target: float
     keep_probability: float
     drawn: int
+    truncated: bool = False
 
 
 # Hashes
@@ -162,6 +191,57 @@ def uniform(seed: int, epoch: int, position: int, key: Hash, generation: int = 0
 # Drawing and editing
 
 
+def nucleus(
+    old: int, old_logp: float, top_ids: Sequence[int], top_logp: Sequence[float], p: float, temperature: float, unstored: int
+) -> int | None:
+    """How many of the stored choices are the nucleus: the fewest most probable ones that have the share p of the whole
+    distribution at a temperature. None where what is stored does not tell. `unstored` is how many ids are not among them.
+    """
+    if temperature == 1.0 and top_ids[0] == old and old_logp >= math.log(p):
+        return 1
+    # The original's own value is not rounded to float16.
+    a = [old_logp if token == old else value for token, value in zip(top_ids, top_logp, strict=True)]
+    masses = [math.exp(value) for value in a]
+    if temperature == 1.0:
+        return _first_reaching(masses, p)
+
+    # What the unstored ids weigh at this temperature is known within bounds only: they share what is left of the mass, and
+    # none of them has more than the last stored choice. Below 1 the temperature favours few large shares, above 1 equal ones.
+    weights = [math.exp(value / temperature) for value in a]
+    total = _in_order(weights)
+    left = 1.0 - _in_order(masses)
+    if left <= 0.0 or unstored == 0:
+        rest = 0.0
+    elif temperature < 1.0:
+        rest = left * math.exp(top_logp[-1] * (1.0 / temperature - 1.0))
+    else:
+        # left^(1/T), from above, without a power of anything but 2
+        fraction, exponent = math.frexp(left)
+        m, e = 2.0 * fraction, 1 - exponent
+        rest = unstored ** (1.0 - 1.0 / temperature) * 2.0 ** (-e / temperature) * (1.0 + (m - 1.0) / temperature)
+    n = _first_reaching(weights, p * total)
+    if n is None or total < 1e-250 or _in_order(weights[:n]) < p * (total + rest):
+        return None
+    return n
+
+
+def _in_order(values: Iterable[float]) -> float:
+    # Not sum(), which compensates its rounding from Python 3.12 on.
+    total = 0.0
+    for value in values:
+        total += value
+    return total
+
+
+def _first_reaching(values: Sequence[float], target: float) -> int | None:
+    running = 0.0
+    for n, value in enumerate(values, start=1):
+        running += value
+        if running >= target:
+            return n
+    return None
+
+
 def draw_token(
     old: int,
     top_ids: Sequence[int],
@@ -171,8 +251,10 @@ def draw_token(
     temperature: float,
     key: tuple[int, int],
     counter: tuple[int, int, int, int],
+    tries: int = 0,
 ) -> Draw:
-    """Draws one token from the first k stored choices. `allowed[j]` says whether choice j may be drawn."""
+    """Draws one token from the first k stored choices. `allowed[j]` says whether choice j may be drawn. With `tries`, the
+    original is rejected so often, and stays if it is proposed each time."""
     word = philox_block(key, counter)[0]
     u = (word >> 11) * 2.0**-53
 
@@ -186,9 +268,7 @@ def draw_token(
         x = [(a - a_max) / temperature if ok else None for ok, a in zip(usable, top_logp, strict=True)]
     weights = [0.0 if value is None else math.exp(value) for value in x]
 
-    total = 0.0
-    for weight in weights:
-        total += weight
+    total = _in_order(weights)
     target = u * total
     if total == 0.0:
         return Draw(key, counter, word, u, shifted, tuple(x), tuple(weights), total, target, 1.0, old)
@@ -198,19 +278,50 @@ def draw_token(
         if token == old:
             keep = weight / total
 
+    drawable = weights
+    if tries > 0:
+        q, keep = keep, 1.0
+        for _ in range(tries):
+            keep *= q
+        if u >= keep:
+            drawable = [0.0 if token == old else weight for token, weight in zip(top_ids, weights, strict=True)]
+            target = (u - keep) / (1.0 - keep) * _in_order(drawable)
+
     drawn = old
     running = 0.0
-    for token, weight in zip(top_ids, weights, strict=True):
+    for token, weight in zip(top_ids, drawable, strict=True):
         running += weight
         if weight > 0.0:
             drawn = int(token)  # the last choice with any weight, should no running sum exceed the target
         if target < running:
             break
+    if tries > 0 and u < keep:
+        drawn = old
     return Draw(key, counter, word, u, shifted, tuple(x), tuple(weights), total, target, keep, drawn)
 
 
 def _setting(policy: Any, name: str) -> Any:
-    return policy[name] if isinstance(policy, Mapping) else getattr(policy, name)
+    default = getattr(OraclePolicy, name)
+    return policy.get(name, default) if isinstance(policy, Mapping) else getattr(policy, name, default)
+
+
+def _bands(policy: Any) -> list[tuple[float, float, bool, str]]:
+    """The bands as (ln low, ln high, closed, action)."""
+    bands = _setting(policy, "bands")
+    if bands is None:
+        bands = [OracleBand(low=_setting(policy, "threshold"))]
+    logs = []
+    for band in bands:
+        low, high = (math.log(p) if p > 0.0 else -math.inf for p in (band.low, band.high))
+        logs.append((low, high, band.high == 1.0 if band.closed is None else band.closed, band.action))
+    return logs
+
+
+def _band_of(logp: float, bands: Sequence[tuple[float, float, bool, str]]) -> int | None:
+    for n, (low, high, closed, _) in enumerate(bands):
+        if low <= logp < high or (closed and logp == high):
+            return n
+    return None
 
 
 def _check_scores(ids: Sequence[int], scores: Mapping[str, Any], policy_k: int) -> None:
@@ -234,6 +345,22 @@ def _check_scores(ids: Sequence[int], scores: Mapping[str, Any], policy_k: int) 
         raise ValueError("topk_logp must not be positive")
 
 
+def _selected(
+    candidates: Sequence[int],
+    logp: Sequence[float],
+    policy: Any,
+    word: Callable[[int, int], int],
+) -> set[int]:
+    """The candidates that edit_probability and then max_edit_rate leave. `word(i, purpose)` is a token's Philox word."""
+    probability = float(_setting(policy, "edit_probability"))
+    chosen = [i for i in candidates if (word(i, SELECT) >> 11) * 2.0**-53 < probability]
+    limit = math.floor(float(_setting(policy, "max_edit_rate")) * len(logp))
+    if len(chosen) > limit:
+        random = _setting(policy, "max_edit_order") == "random"
+        chosen.sort(key=lambda i: (word(i, ORDER) if random else -logp[i], i))
+    return set(chosen[:limit])
+
+
 def edit_row(
     ids: Ids,
     scores: Mapping[str, Any],
@@ -243,44 +370,49 @@ def edit_row(
     tokenizer_size: int,
     seed: int,
     epoch: int,
+    vocab_size: int | None = None,
     generation: int = 0,
     key: str | int | None = None,
     offset: int = 0,
     protected_mask: Sequence[bool] | npt.NDArray[Any] | None = None,
     labels: Ids | None = None,
+    word_classes: Sequence[int] | None = None,
     trace: list[Draw] | None = None,
 ) -> RowResult:
-    """Edits one row without padding. `trace`, if given, receives the draw of every candidate, in order."""
+    """Edits one row without padding. `trace`, if given, receives the draw of every candidate that is drawn, in order.
+
+    `vocab_size` is the model's, by default the tokenizer's; it matters to top_p at a temperature above 1. `word_classes`
+    says of every id whether it begins a word, continues one or neither; it matters to whole_words.
+    """
     row = [int(token) for token in ids]
-    _check_scores(row, scores, int(_setting(policy, "k")))
-    bound = math.log(_setting(policy, "threshold"))
     k, stored_k = int(_setting(policy, "k")), int(scores["k"])
+    _check_scores(row, scores, k)
+    bands = _bands(policy)
     temperature = float(_setting(policy, "temperature"))
+    top_p = float(_setting(policy, "top_p"))
     exclude_original = bool(_setting(policy, "exclude_original"))
     barred = {int(token) for token in _setting(policy, "protected_ids")}
     if _setting(policy, "protect_special"):
         barred |= {int(token) for token in special_ids}
     stored_at = {int(position): n for n, position in enumerate(scores["topk_pos"])}
     document_key = document_hash(row) if key is None else key_hash(key)
-    philox_key = key_words(seed, epoch, generation)
 
-    result: RowResult = {
-        "ids": list(row),
-        "candidates": 0,
-        "changes": 0,
-        "expected_changes": 0.0,
-        "protected": 0,
-        "unscored": 0,
-        "edits": [],
-    }
+    def counter(i: int) -> tuple[int, int, int, int]:
+        return 0, i + offset, *document_key
+
+    # Bands and protection.
+    result: RowResult = {**_nothing(), "ids": [], "edits": []}
+    logp = [0.0] * len(row)
+    band_at: dict[int, int] = {}
     for i, old in enumerate(row):
         if scores["logp"][i] is None:
             result["unscored"] += 1
             continue
-        logp = float(np.float32(scores["logp"][i]))
-        if math.isnan(logp) or logp > 0.0:
-            raise ValueError(f"logp {logp} at {i}")
-        if not logp >= bound:
+        logp[i] = float(np.float32(scores["logp"][i]))
+        if math.isnan(logp[i]) or logp[i] > 0.0:
+            raise ValueError(f"logp {logp[i]} at {i}")
+        band = _band_of(logp[i], bands)
+        if band is None:
             continue
         if (
             old in barred
@@ -290,30 +422,84 @@ def edit_row(
         ):
             result["protected"] += 1
             continue
-        if i not in stored_at:
+        if i not in stored_at and bands[band][-1] == "resample":
             raise ValueError(f"no stored top-k at {i}")
         result["candidates"] += 1
+        band_at[i] = band
 
+    # Amount.
+    chosen = _selected(
+        list(band_at), logp, policy, lambda i, purpose: philox_block(key_words(seed, epoch, generation, purpose), counter(i))[0]
+    )
+    result["unselected"] = len(band_at) - len(chosen)
+
+    # Actions.
+    for i, old in enumerate(row):
+        if i not in chosen:
+            result["ids"].append(old)
+            continue
+        band = band_at[i]
+        action = bands[band][-1]
+        if action == "drop":
+            result["dropped"] += 1
+            result["edits"].append((i, old, DROPPED, band))
+            continue
+        if action == "mask_loss":
+            result["masked"] += 1
+            result["edits"].append((i, old, old, band))
+            result["ids"].append(old)
+            continue
         start = stored_at[i] * stored_k
         top_ids = [int(token) for token in scores["topk_ids"][start : start + k]]
         top_logp = [float(a) for a in scores["topk_logp"][start : start + k]]
+        n: int | None = k
+        if top_p < 1.0:
+            size = tokenizer_size if vocab_size is None else vocab_size
+            n = nucleus(old, logp[i], top_ids, top_logp, top_p, temperature, size - k)
+        if n is None:
+            result["truncated"] += 1
+            result["ids"].append(old)
+            continue
+        allowed = [
+            j < n
+            and t not in barred
+            and t < tokenizer_size
+            and not (exclude_original and t == old)
+            and not (_setting(policy, "whole_words") and word_classes is not None and word_classes[t] != word_classes[old])
+            for j, t in enumerate(top_ids)
+        ]
         draw = draw_token(
             old,
             top_ids,
             top_logp,
-            allowed=[t not in barred and t < tokenizer_size and not (exclude_original and t == old) for t in top_ids],
+            allowed=allowed,
             temperature=temperature,
-            key=philox_key,
-            counter=(0, i + offset, *document_key),
+            key=key_words(seed, epoch, generation, DRAW),
+            counter=counter(i),
+            tries=int(_setting(policy, "rejection_tries")),
         )
         if trace is not None:
             trace.append(draw)
         result["expected_changes"] += 1.0 - draw.keep_probability
+        result["ids"].append(draw.drawn)
         if draw.drawn != old:
-            result["ids"][i] = draw.drawn
             result["changes"] += 1
-            result["edits"].append((i, old, draw.drawn))
+            result["edits"].append((i, old, draw.drawn, band))
     return result
+
+
+def _nothing() -> Totals:
+    return {
+        "candidates": 0,
+        "changes": 0,
+        "expected_changes": 0.0,
+        "protected": 0,
+        "unscored": 0,
+        "unselected": 0,
+        "truncated": 0,
+        "dropped": 0,
+        "masked": 0,
+    }
 
 
 def edit_batch(
@@ -321,52 +507,33 @@ def edit_batch(
     scores: Sequence[Mapping[str, Any]],
     policy: Any,
     *,
-    special_ids: Collection[int],
-    tokenizer_size: int,
-    seed: int,
-    epoch: int,
-    generation: int = 0,
     keys: Sequence[str | int] | None = None,
     offsets: Sequence[int] | None = None,
     attention_mask: Sequence[Ids] | None = None,
     protected_mask: Sequence[Sequence[bool]] | None = None,
     labels: Sequence[Ids] | None = None,
+    **context: Any,
 ) -> BatchResult:
-    """Edits a batch. Masks and labels have the shape of `ids`; scores are about the tokens with attention_mask 1."""
-    batch: BatchResult = {
-        "ids": [],
-        "candidates": 0,
-        "changes": 0,
-        "expected_changes": 0.0,
-        "protected": 0,
-        "unscored": 0,
-        "rows": [],
-    }
+    """Edits a batch. Masks and labels have the shape of `ids`; scores are about the tokens with attention_mask 1. `context`
+    is what `edit_row` takes for every row: the tokenizer's ids, seed, epoch and so on."""
+    batch: BatchResult = {**_nothing(), "ids": [], "rows": []}
     for r, padded in enumerate(ids):
         real = [n for n in range(len(padded)) if attention_mask is None or attention_mask[r][n] != 0]
         row = edit_row(
             [int(padded[n]) for n in real],
             scores[r],
             policy,
-            special_ids=special_ids,
-            tokenizer_size=tokenizer_size,
-            seed=seed,
-            epoch=epoch,
-            generation=generation,
             key=None if keys is None else keys[r],
             offset=0 if offsets is None else int(offsets[r]),
             protected_mask=None if protected_mask is None else [bool(protected_mask[r][n]) for n in real],
             labels=None if labels is None else [int(labels[r][n]) for n in real],
+            **context,
         )
-        edited = [int(token) for token in padded]
-        for n, token in zip(real, row["ids"], strict=True):
-            edited[n] = token
-        batch["ids"].append(edited)
-        batch["candidates"] += row["candidates"]
-        batch["changes"] += row["changes"]
-        batch["expected_changes"] += row["expected_changes"]
-        batch["protected"] += row["protected"]
-        batch["unscored"] += row["unscored"]
+        new = {real[i]: token for i, _, token, _ in row["edits"]}
+        edited = [new.get(n, int(token)) for n, token in enumerate(padded)]
+        batch["ids"].append([token for token in edited if token != DROPPED])
+        for name in _nothing():
+            batch[name] += row[name]  # type: ignore[literal-required]
         batch["rows"].append(row)
     return batch
 

@@ -239,7 +239,7 @@ def test_candidates_protected_and_unscored_add_up() -> None:
     assert result["protected"] == len(safe) > 0
     assert result["candidates"] == len(in_band) - len(safe)
     changed = {i for i, (old, new) in enumerate(zip(ids, result["ids"], strict=True)) if old != new}
-    assert changed == {pos for pos, _, _ in result["edits"]}
+    assert changed == {pos for pos, _, _, _ in result["edits"]}
     assert changed <= set(in_band) - set(safe)
 
 
@@ -249,7 +249,7 @@ def test_what_is_protected_is_never_drawn_and_never_replaced() -> None:
     assert everything & set(SPECIAL)
     assert max(everything) >= TOKENIZER_SIZE
     policy = OraclePolicy(0.5, temperature=4.0, exclude_original=True, protected_ids=(9,))
-    for _, old, new in edit_row(ids, scores, policy, **CONTEXT)["edits"]:
+    for _, old, new, _ in edit_row(ids, scores, policy, **CONTEXT)["edits"]:
         for token in (old, new):
             assert token not in {*SPECIAL, 9}
             assert token < TOKENIZER_SIZE
@@ -257,9 +257,9 @@ def test_what_is_protected_is_never_drawn_and_never_replaced() -> None:
     # Turned off by name, special tokens are like any other; ids that the tokenizer lacks stay out.
     policy = OraclePolicy(0.5, temperature=4.0, exclude_original=True, protect_special=False)
     edits = edit_row(ids, scores, policy, **CONTEXT)["edits"]
-    assert {new for _, _, new in edits} & set(SPECIAL)
-    assert {old for _, old, _ in edits} & set(SPECIAL)
-    assert max(max(old, new) for _, old, new in edits) < TOKENIZER_SIZE
+    assert {new for _, _, new, _ in edits} & set(SPECIAL)
+    assert {old for _, old, _, _ in edits} & set(SPECIAL)
+    assert max(max(old, new) for _, old, new, _ in edits) < TOKENIZER_SIZE
 
 
 def test_exclude_original_changes_every_candidate_with_another_choice() -> None:
