@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -132,11 +133,11 @@ def assert_edits_equal(
     assert edited.changes == counts.changes
     # The package and the reference take exp from different libraries.
     assert edited.expected_changes == pytest.approx(expected["expected_changes"], rel=1e-12, abs=0)
-    log = [tuple(change[name] for name in ("row", "position", "old", "new")) for change in edited.log.to_pylist()]
+    log = [tuple(change[name] for name in ("row", "position", "old", "new", "band")) for change in edited.log.to_pylist()]
     assert log == [
-        (n, (offsets[n] if offsets else 0) + at, old, new)
+        (n, (offsets[n] if offsets else 0) + at, old, new, band)
         for n, row in enumerate(expected["rows"])
-        for at, old, new, _ in row["edits"]
+        for at, old, new, band in row["edits"]
     ]
 
 
@@ -178,3 +179,14 @@ def python(code: str, *, path: Path | None = None, timeout: float = 60, check: b
 def scores_of(column: pa.StructArray) -> list[dict[str, Any]]:
     """A scores column as the reference reads it."""
     return list(column.to_pylist())
+
+
+def chi_square_tail(statistic: float, freedom: int) -> float:
+    """The probability of a chi-square variable above a statistic (Abramowitz and Stegun, 26.4.4 and 26.4.5)."""
+    half = statistic / 2.0
+    a = 1.0 if freedom % 2 == 0 else 0.5
+    tail = math.exp(-half) if freedom % 2 == 0 else math.erfc(math.sqrt(half))
+    while a < freedom / 2.0:
+        tail += math.exp(a * math.log(half) - half - math.lgamma(a + 1.0)) if half > 0.0 else 0.0
+        a += 1.0
+    return tail

@@ -62,7 +62,7 @@ class OraclePolicy:
     exclude_original: bool = False
     protect_special: bool = True
     protected_ids: tuple[int, ...] = ()
-    bands: tuple[OracleBand, ...] | None = None
+    bands: tuple[OracleBand, ...] = ()
     top_p: float = 1.0
     rejection_tries: int = 0
     whole_words: bool = False
@@ -308,7 +308,7 @@ def _setting(policy: Any, name: str) -> Any:
 def _bands(policy: Any) -> list[tuple[float, float, bool, str]]:
     """The bands as (ln low, ln high, closed, action)."""
     bands = _setting(policy, "bands")
-    if bands is None:
+    if not bands:
         bands = [OracleBand(low=_setting(policy, "threshold"))]
     logs = []
     for band in bands:
