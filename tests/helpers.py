@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -96,6 +97,28 @@ def file_entry(path: Path) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
 
 
+def word_classes(prior: toedit.Prior) -> list[int]:
+    """Of every id of a prior with a byte-level tokenizer: 1 where it begins a word, 2 where it continues one, else 0.
+
+    A token begins a word with white space and then a letter, and continues one with a letter at once. Letters are Unicode's
+    letters, marks and numbers, and bytes that are part of a character.
+    """
+    # GPT-2's alphabet: printable bytes stand for themselves, the others for the characters from 256 on.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    byte_of = {chr(b): b for b in printable}
+    byte_of |= {chr(256 + n): b for n, b in enumerate(b for b in range(256) if b not in printable)}
+    classes = [0] * int(prior.describe()["vocab_size"])
+    for token, i in json.loads(prior.tokenizer_file.read_text())["model"]["vocab"].items():
+        if i < len(classes):
+            text = bytes(byte_of[c] for c in token).decode(errors="surrogateescape")
+            word = text.lstrip(" \t\n\v\f\r\x85\xa0")
+            if word and (unicodedata.category(word[0])[0] in "LMN" or "\udc80" <= word[0] <= "\udcff"):
+                classes[i] = 2 if word == text else 1
+    for i in prior.describe()["special_ids"]:
+        classes[i] = 0
+    return classes
+
+
 def reference(
     editor: toedit.Editor,
     ids: Sequence[oracle.Ids],
@@ -112,6 +135,7 @@ def reference(
         special_ids=about["special_ids"],
         tokenizer_size=about["tokenizer_size"],
         vocab_size=about["vocab_size"],
+        word_classes=word_classes(editor.prior) if editor.policy.whole_words else None,
         seed=editor.seed,
         epoch=epoch,
         **columns,

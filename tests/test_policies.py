@@ -92,6 +92,7 @@ def anything(rng: np.random.Generator) -> Settings:
         "temperature": some_temperature(rng),
         "k": int(rng.integers(1, EXACT_K + 1)),
         "exclude_original": bool(rng.random() < 0.3),
+        "whole_words": bool(rng.random() < 0.3),
         "protect_special": bool(rng.random() < 0.8),
         "protected_ids": tuple(rng.integers(0, VOCABULARY, int(rng.integers(0, 60))).tolist()),
     }
@@ -135,6 +136,10 @@ KINDS: dict[str, Callable[[np.random.Generator], Settings]] = {
     "protection": lambda rng: {
         "threshold": 0.3, "temperature": 3.0, "protect_special": bool(rng.random() < 0.5),
         "protected_ids": tuple(rng.integers(0, VOCABULARY, 150).tolist()),
+    },
+    "whole_words": lambda rng: {
+        "threshold": some_threshold(rng), "whole_words": True, "temperature": some_temperature(rng), "k": EXACT_K,
+        "rejection_tries": int(rng.choice([0, 3])),
     },
     "anything": anything,
 }  # fmt: skip
