@@ -56,6 +56,12 @@ func (c *copiedList[T]) set(row, at int, value int64) {
 	c.values[start-c.first+at] = T(value)
 }
 
+// row is the values of a row.
+func (c *copiedList[T]) row(i int) []T {
+	start, end := c.list.row(i)
+	return c.values[start-c.first : end-c.first]
+}
+
 // remove takes values out, which are given in ascending order. Nothing may be set afterwards.
 func (c *copiedList[T]) remove(places []place) {
 	if len(places) == 0 {
@@ -201,47 +207,59 @@ func (l *typedLabels[T]) copy(rows int) columnCopy {
 
 // logBuilder collects the edit log: a row for each edit.
 type logBuilder struct {
-	row, position, old, new []int64
-	logp                    []float32
-	band                    []int32
+	edits []editor.Edit
+	rows  []loggedRow
+}
+
+// loggedRow says which row edits belong to: those up to end that no row before has.
+type loggedRow struct {
+	row    int
+	offset uint64
+	end    int
 }
 
 // dropped stands in the log for the new id of a token that was taken out.
 const dropped = -1
 
 // reset empties the log and keeps its memory for the next one.
-func (l *logBuilder) reset() {
-	l.row, l.position, l.old, l.new, l.logp, l.band = l.row[:0], l.position[:0], l.old[:0], l.new[:0], l.logp[:0], l.band[:0]
-}
+func (l *logBuilder) reset() { l.edits, l.rows = l.edits[:0], l.rows[:0] }
 
-func (l *logBuilder) add(row int, position uint64, e editor.Edit) {
-	l.row = append(l.row, int64(row))
-	l.position = append(l.position, int64(position))
-	l.old = append(l.old, int64(e.Old))
-	if e.Action == editor.Drop {
-		l.new = append(l.new, dropped)
-	} else {
-		l.new = append(l.new, int64(e.New))
+func (l *logBuilder) add(row int, offset uint64, edits []editor.Edit) {
+	if len(edits) > 0 {
+		l.edits = append(l.edits, edits...)
+		l.rows = append(l.rows, loggedRow{row, offset, len(l.edits)})
 	}
-	l.logp = append(l.logp, e.LogP)
-	l.band = append(l.band, int32(e.Band))
 }
 
 // append adds the rows of another log.
 func (l *logBuilder) append(o *logBuilder) {
-	l.row, l.position = append(l.row, o.row...), append(l.position, o.position...)
-	l.old, l.new = append(l.old, o.old...), append(l.new, o.new...)
-	l.logp, l.band = append(l.logp, o.logp...), append(l.band, o.band...)
+	before := len(l.edits)
+	l.edits = append(l.edits, o.edits...)
+	for _, r := range o.rows {
+		r.end += before
+		l.rows = append(l.rows, r)
+	}
 }
 
 func (l *logBuilder) build() *column {
-	i64 := arrow.PrimitiveTypes.Int64
-	return structOf(len(l.row),
-		copiedColumn("row", i64, l.row),
-		copiedColumn("position", i64, l.position),
-		copiedColumn("old", i64, l.old),
-		copiedColumn("new", i64, l.new),
-		copiedColumn("logp", arrow.PrimitiveTypes.Float32, l.logp),
-		copiedColumn("band", arrow.PrimitiveTypes.Int32, l.band),
-	)
+	n := len(l.edits)
+	rowColumn, row := newColumn[int64]("row", arrow.PrimitiveTypes.Int64, n)
+	positionColumn, position := newColumn[int64]("position", arrow.PrimitiveTypes.Int64, n)
+	oldColumn, old := newColumn[int64]("old", arrow.PrimitiveTypes.Int64, n)
+	newIDColumn, newID := newColumn[int64]("new", arrow.PrimitiveTypes.Int64, n)
+	logpColumn, logp := newColumn[float32]("logp", arrow.PrimitiveTypes.Float32, n)
+	bandColumn, band := newColumn[int32]("band", arrow.PrimitiveTypes.Int32, n)
+	i := 0
+	for _, r := range l.rows {
+		for ; i < r.end; i++ {
+			e := &l.edits[i]
+			row[i], position[i] = int64(r.row), int64(r.offset)+int64(e.Pos)
+			old[i], newID[i] = int64(e.Old), int64(e.New)
+			if e.Action == editor.Drop {
+				newID[i] = dropped
+			}
+			logp[i], band[i] = e.LogP, int32(e.Band)
+		}
+	}
+	return structOf(n, rowColumn, positionColumn, oldColumn, newIDColumn, logpColumn, bandColumn)
 }

@@ -445,33 +445,36 @@ func (w *editing[T]) edit(from, to int, s *scratch) error {
 		if err != nil {
 			return err
 		}
-		for _, edit := range s.plan.Edits {
-			s.log.add(i, offset+uint64(edit.Pos), edit)
-			if err := w.apply(i, int(s.doc.index(edit.Pos)), edit, s); err != nil {
-				return err
-			}
+		s.log.add(i, offset, s.plan.Edits)
+		if err := w.apply(i, s); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// apply makes an edit at an index in a row.
-func (w *editing[T]) apply(row, at int, edit editor.Edit, s *scratch) error {
-	switch edit.Action {
-	case editor.Drop:
-		s.removed = append(s.removed, place{row, at})
-	case editor.MaskLoss:
-		if w.labels != nil {
-			w.labels.set(row, at, ignored)
-		}
-	default:
-		if uint32(T(edit.New)) != edit.New {
-			return fail(Input, "row %d: position %d is to become id %d, which does not fit the column's %s; use int32 or int64 ids",
-				row, at, edit.New, w.in.ids.values.DataType())
-		}
-		w.ids.set(row, at, int64(edit.New))
-		if w.labels != nil && w.e.policy.Labels == editor.LabelsEdited && !w.in.labels.ignores(row, at) {
-			w.labels.set(row, at, int64(edit.New))
+// apply makes the planned edits in row i, whose tokens are in s.doc.
+func (w *editing[T]) apply(i int, s *scratch) error {
+	ids := w.ids.row(i)
+	for j := range s.plan.Edits {
+		edit := &s.plan.Edits[j]
+		at := int(s.doc.index(edit.Pos))
+		switch edit.Action {
+		case editor.Drop:
+			s.removed = append(s.removed, place{i, at})
+		case editor.MaskLoss:
+			if w.labels != nil {
+				w.labels.set(i, at, ignored)
+			}
+		default:
+			if uint32(T(edit.New)) != edit.New {
+				return fail(Input, "row %d: position %d is to become id %d, which does not fit the column's %s; use int32 or int64 ids",
+					i, at, edit.New, w.in.ids.values.DataType())
+			}
+			ids[at] = T(edit.New)
+			if w.labels != nil && w.e.policy.Labels == editor.LabelsEdited && !w.in.labels.ignores(i, at) {
+				w.labels.set(i, at, int64(edit.New))
+			}
 		}
 	}
 	return nil

@@ -47,9 +47,15 @@ func valueColumn(name string, t arrow.DataType, length int, values buffer) *colu
 
 // copiedColumn is a column with a copy of values.
 func copiedColumn[T any](name string, t arrow.DataType, values []T) *column {
-	b, dst := newBuffer[T](len(values))
+	c, dst := newColumn[T](name, t, len(values))
 	copy(dst, values)
-	return valueColumn(name, t, len(values), b)
+	return c
+}
+
+// newColumn is a column whose values are to be written.
+func newColumn[T any](name string, t arrow.DataType, n int) (*column, []T) {
+	b, values := newBuffer[T](n)
+	return valueColumn(name, t, n, b), values
 }
 
 // listColumnOf is a list column of type t; offsets are zero for a fixed-size list.

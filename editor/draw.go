@@ -27,12 +27,16 @@ func (e *Editor) draw(ep Epoch, d *Document, plan *Plan, counts *Counts) error {
 	plan.words = slices.Grow(plan.words[:0], len(candidates))[:len(candidates)]
 	stream.fill(plan.words, candidates, s.TopPos)
 	plan.Edits = slices.Grow(plan.Edits[:0], len(candidates))
-	eights := e.drawsEights() && s.K >= 8
+	eights := e.eights(s)
 	for c := 0; c < len(candidates); c++ {
-		if eights {
-			if c = e.drawEights(d, plan, c, counts); c == len(candidates) {
-				break
-			}
+		switch eights {
+		case plainEights:
+			c = e.drawEights(d, plan, c, counts)
+		case otherEights:
+			c = e.drawOtherEights(d, plan, c, counts)
+		}
+		if c == len(candidates) {
+			break
 		}
 		j := int(candidates[c])
 		pos := s.TopPos[j]

@@ -80,41 +80,41 @@ func (n *nucleus) size(ids []int32, logp []float32, weights []float64, old uint3
 	return 0, false
 }
 
-// ofEight is size where the old id is the first of eight choices, of which those behind the k-th weigh nothing.
-func (n *nucleus) ofEight(w [8]float64, logp *[8]float32, k int, oldLogP float32) (int, bool) {
+// ofEight is size where the old id is the first of eight choices, of which those behind the k-th weigh nothing. last is the
+// k-th's log probability.
+func (n *nucleus) ofEight(x *eight, k int, last, oldLogP float32) (int, bool) {
 	if n.temperature == 1 {
 		if keyOf(oldLogP) < n.alone {
 			return 1, true
 		}
-		w[0] = expNeg(float64(oldLogP))
-		return smallest(&w, n.p)
+		size, reached, _ := x.reach(expNeg(float64(oldLogP)), n.p, 0)
+		return size, reached >= n.p
 	}
 	mass := expNeg(float64(oldLogP))
-	for _, a := range logp[1:k] {
-		mass += n.plain.weight(a)
+	for _, i := range x.index[1:k] {
+		mass += n.plain[i]
 	}
-	w[0] = expNeg(float64(oldLogP) / n.temperature)
-	least := w[0] + w[1] + w[2] + w[3] + w[4] + w[5] + w[6] + w[7]
-	size, known := smallest(&w, float64(n.p*least))
-	sum := w[0]
-	for _, v := range w[1:size] {
-		sum += v
-	}
-	return size, known && least >= leastSum && sum >= float64(n.p*(least+n.rest(1-mass, float64(logp[k-1]))))
+	size, reached, least := x.reach(expNeg(float64(oldLogP)/n.temperature), 0, n.p)
+	return size, reached >= float64(n.p*(least+n.rest(1-mass, float64(last)))) && least >= leastSum
 }
 
-// smallest is how many of the weights it takes to reach a sum, and whether all do.
-func smallest(w *[8]float64, sum float64) (int, bool) {
-	c0 := w[0]
+// reach adds up c0 and the weights but the first. It returns how many it takes to reach value + share of the sum of all, what
+// they add up to, and the sum of all.
+func (x *eight) reach(c0, value, share float64) (size int, reached, all float64) {
+	w := &x.weights
 	c1 := c0 + w[1]
 	c2 := c1 + w[2]
 	c3 := c2 + w[3]
 	c4 := c3 + w[4]
 	c5 := c4 + w[5]
 	c6 := c5 + w[6]
-	c7 := c6 + w[7]
-	return 8 - atLeast(c0, sum) - atLeast(c1, sum) - atLeast(c2, sum) - atLeast(c3, sum) -
-		atLeast(c4, sum) - atLeast(c5, sum) - atLeast(c6, sum), c7 >= sum
+	all = c6 + w[7]
+	value += float64(share * all)
+	size = 8 - atLeast(c0, value) - atLeast(c1, value) - atLeast(c2, value) - atLeast(c3, value) -
+		atLeast(c4, value) - atLeast(c5, value) - atLeast(c6, value)
+	r := &x.reached
+	r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7] = c0, c1, c2, c3, c4, c5, c6, all
+	return size, r[(size-1)&7], all
 }
 
 // rest is the most that tokens which share the probability r, none of them above exp(last), can add up to after the

@@ -160,13 +160,16 @@ func TestFastPathsEqualSlowOnes(t *testing.T) {
 				}
 				for _, j := range slow.candidates {
 					one := Plan{candidates: []int32{j}, words: []uint64{0}, Edits: make([]Edit, 0, 1)}
-					if e.drawsEights() {
+					switch e.eights(&d.Scores) {
+					case plainEights:
 						fast += e.drawEights(d, &one, 0, new(Counts))
+					case otherEights:
+						fast += e.drawOtherEights(d, &one, 0, new(Counts))
 					}
 				}
 			}
 			require.Greater(t, ordinary, 20)
-			if e.drawsEights() && e.policy.Temperature > 0.01 && e.nucleus == nil {
+			if e.eights(&Scores{K: 8}) != noEights && e.policy.Temperature > 0.01 {
 				require.Greater(t, fast, 500)
 			}
 		})

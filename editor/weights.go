@@ -61,6 +61,12 @@ func (t *halfWeights) weight(a float32) float64 {
 	return outlierWeight(a)
 }
 
+// at is the index of a value and what stands there.
+func (t *halfWeights) at(a float32) (uint32, float64) {
+	i := halfIndex(math.Float32bits(a))
+	return i, t[uint16(i)]
+}
+
 // outlierWeight is weight for what has no index: zero and -Inf, besides what
 // is damaged.
 func outlierWeight(a float32) float64 {
