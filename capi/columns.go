@@ -71,14 +71,13 @@ func (c *copiedList[T]) remove(places []place) {
 	to := 0
 	for row := range c.rows {
 		start, end := c.list.row(row)
-		for from := start; from < end; from++ {
-			if len(places) > 0 && places[0] == (place{row, from - start}) {
-				places = places[1:]
-				continue
-			}
-			c.values[to] = c.values[from-c.first]
-			to++
+		from := start
+		for ; len(places) > 0 && places[0].row == row; places = places[1:] {
+			gone := start + places[0].at
+			to += copy(c.values[to:], c.values[from-c.first:gone-c.first])
+			from = gone + 1
 		}
+		to += copy(c.values[to:], c.values[from-c.first:end-c.first])
 		c.ends[row] = to
 	}
 	c.values = c.values[:to]
@@ -119,21 +118,33 @@ func newOffsets[T int32 | int64](rows int, end func(row int) int) buffer {
 
 // keptColumn says which of each row's values are left: their indexes.
 func keptColumn(list *listColumn, rows int, removed []place) *column {
-	var kept []int32
+	n := 0
+	if rows > 0 {
+		first, _ := list.row(0)
+		_, end := list.row(rows - 1)
+		n = end - first - len(removed)
+	}
+	values, kept := newColumn[int32]("", arrow.PrimitiveTypes.Int32, n)
 	ends := make([]int, rows)
+	to := 0
 	for row := range rows {
 		start, end := list.row(row)
-		for at := range end - start {
-			if len(removed) > 0 && removed[0] == (place{row, at}) {
-				removed = removed[1:]
-				continue
+		at := 0
+		upTo := func(limit int) {
+			for ; at < limit; at++ {
+				kept[to] = int32(at)
+				to++
 			}
-			kept = append(kept, int32(at))
 		}
-		ends[row] = len(kept)
+		for ; len(removed) > 0 && removed[0].row == row; removed = removed[1:] {
+			upTo(removed[0].at)
+			at++
+		}
+		upTo(end - start)
+		ends[row] = to
 	}
 	offsets := newOffsets[int64](rows, func(row int) int { return ends[row] })
-	return listColumnOf("kept", arrow.LargeListOf(arrow.PrimitiveTypes.Int32), rows, offsets, copiedColumn("", arrow.PrimitiveTypes.Int32, kept))
+	return listColumnOf("kept", arrow.LargeListOf(arrow.PrimitiveTypes.Int32), rows, offsets, values)
 }
 
 // ignored is the label of tokens that no loss is taken of (the ignore_index of PyTorch's cross_entropy).
