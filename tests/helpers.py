@@ -165,6 +165,20 @@ def assert_edits_equal(
     ]
 
 
+def policy_of(settings: Mapping[str, Any]) -> toedit.Policy:
+    """A policy from a golden file."""
+    bands = tuple(toedit.Band(**band) for band in settings.get("bands", ()))
+    return toedit.Policy(**{**settings, "bands": bands})
+
+
+def edits_of(edited: toedit.Edited) -> list[list[int]]:
+    """The log as golden files have it: row, position, old, new (-1: dropped)."""
+    return [
+        [change["row"], change["position"], change["old"], -1 if change["new"] is None else change["new"]]
+        for change in edited.log.to_pylist()
+    ]
+
+
 def as_lists(column: Any) -> list[list[int]]:
     """Rows of ids of any kind as plain lists."""
     for method in ("to_pylist", "to_list", "tolist"):

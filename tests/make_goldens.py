@@ -1,4 +1,4 @@
-"""Writes a file of golden edits: python tests/make_goldens.py NAME (tests/goldens/edits_NAME.json).
+"""Writes a file of golden edits: python tests/make_goldens.py SET (tests/goldens/edits_SET.json), a set of those below.
 
 Goldens are only ever added. The edits are the package's own; before they are written the reference has to agree. Random
 ids and scores are written out in full, because NumPy's generators may change what they draw.
@@ -19,7 +19,13 @@ import oracle
 import toedit
 
 PRIOR: dict[str, Any] = {"vocab_size": 300, "tokenizer_size": 297, "special_ids": [0, 1]}
-CASES: list[dict[str, Any]] = [
+BANDS = [
+    {"low": 0.9},
+    {"low": 0.3, "high": 0.6, "action": "drop"},
+    {"low": 0.6, "high": 0.7, "closed": True, "action": "mask_loss"},
+]
+SETS: dict[str, list[dict[str, Any]]] = {}
+SETS["1"] = [
     {"policy": {"threshold": 0.99}, "seed": 0, "epoch": 0},
     {"policy": {"threshold": 0.5, "temperature": 1.5}, "seed": 1, "epoch": 0},
     {"policy": {"threshold": 0.5, "temperature": 1.5}, "seed": 1, "epoch": 1},
@@ -37,12 +43,36 @@ CASES: list[dict[str, Any]] = [
         "offsets": [0, 40, 2**33],
     },
 ]
+SETS["policies"] = [
+    {"policy": {"threshold": 0.5, "top_p": 0.9}, "seed": 1, "epoch": 0},
+    {"policy": {"threshold": 0.5, "top_p": 0.999, "exclude_original": True}, "seed": 2, "epoch": 3},
+    {"policy": {"threshold": 0.5, "top_p": 0.8, "temperature": 1.5}, "seed": 3, "epoch": 0},
+    {"policy": {"threshold": 0.5, "top_p": 0.95, "temperature": 0.7, "k": 5}, "seed": 4, "epoch": 1},
+    {"policy": {"threshold": 0.5, "rejection_tries": 3}, "seed": 5, "epoch": 0},
+    {"policy": {"threshold": 0.5, "rejection_tries": 8, "temperature": 1.5, "k": 6}, "seed": 6, "epoch": 2},
+    {"policy": {"threshold": 0.5, "rejection_tries": 2, "top_p": 0.95}, "seed": 7, "epoch": 0},
+    {"policy": {"threshold": 0.5, "edit_probability": 0.4, "exclude_original": True}, "seed": 8, "epoch": 0},
+    {"policy": {"threshold": 0.5, "max_edit_rate": 0.1, "exclude_original": True}, "seed": 9, "epoch": 0},
+    {
+        "policy": {"threshold": 0.5, "max_edit_rate": 0.1, "max_edit_order": "random", "exclude_original": True},
+        "seed": 9,
+        "epoch": 0,
+        "keys": ["a", "b", "c"],
+        "offsets": [0, 1, 2**33],
+    },
+    {"policy": {"bands": BANDS, "temperature": 2.0}, "seed": 10, "epoch": 0},
+    {
+        "policy": {"bands": BANDS, "edit_probability": 0.5, "max_edit_rate": 0.2, "exclude_original": True},
+        "seed": 11,
+        "epoch": 4,
+    },
+]
 
 
 def main(name: str) -> None:
     path = Path(__file__).parent / "goldens" / f"edits_{name}.json"
     if path.exists():
-        raise SystemExit(f"{path} exists, and goldens are never changed; choose another name")
+        raise SystemExit(f"{path} exists, and goldens are never changed; make another set")
     rng = np.random.default_rng(20)
     ids = [rng.integers(0, 300, size=n).tolist() for n in (40, 33, 21)]
     scores = [oracle.make_scores(rng, row, 300, 8, 0.5) for row in ids]
@@ -50,10 +80,10 @@ def main(name: str) -> None:
         prior = helpers.editing_prior(Path(folder) / "prior", **PRIOR)
         rows = [{**row, "prior": prior.fingerprint} for row in scores]
         cases = []
-        for case in CASES:
+        for case in SETS[name]:
             columns = {column: case[column + "s"] for column in ("key", "offset") if column + "s" in case}
             names = {column: column for column in columns}
-            editor = toedit.Editor(prior, toedit.Policy(**case["policy"]), seed=case["seed"], **names)
+            editor = toedit.Editor(prior, helpers.policy_of(case["policy"]), seed=case["seed"], **names)
             batch = {"input_ids": ids, "scores": oracle.scores_to_arrow(rows), **columns}
             edited = editor.edit(batch, case["epoch"])
             expected = helpers.reference(editor, ids, rows, case["epoch"], keys=case.get("keys"), offsets=case.get("offsets"))
@@ -61,7 +91,7 @@ def main(name: str) -> None:
             cases.append(
                 {
                     **case,
-                    "edits": [list(change.values())[:4] for change in edited.log.to_pylist()],
+                    "edits": helpers.edits_of(edited),
                     "candidates": edited.candidates,
                     "expected_changes": edited.expected_changes,
                 }
