@@ -149,15 +149,7 @@ func Edit(handle, seed uint64, epoch uint32, generation uint16, a EditArgs) erro
 		if counts == nil {
 			return fail(Input, "the pointer for the counts is null")
 		}
-		b, err := importBatch(a.Batch, a.Schema)
-		if err != nil {
-			return err
-		}
-		e, err := lookup[*openEditor](handle)
-		if err != nil {
-			return err
-		}
-		in, err := newEditInput(b, &e.policy)
+		e, in, err := importEdit(handle, a.Batch, a.Schema)
 		if err != nil {
 			return err
 		}
@@ -180,7 +172,7 @@ func Edit(handle, seed uint64, epoch uint32, generation uint16, a EditArgs) erro
 			return err
 		}
 		*counts = C.struct_toedit_counts{
-			rows:             C.int64_t(b.rows),
+			rows:             C.int64_t(in.rows),
 			empty_rows:       C.int64_t(r.empty),
 			overlong_rows:    C.int64_t(r.overlong),
 			tokens:           C.int64_t(r.counts.Tokens),
@@ -196,6 +188,20 @@ func Edit(handle, seed uint64, epoch uint32, generation uint16, a EditArgs) erro
 		}
 		return nil
 	})
+}
+
+// importEdit looks up an editor, and imports a batch for it.
+func importEdit(handle uint64, batch, schema Address) (*openEditor, *editInput, error) {
+	b, err := importBatch(batch, schema)
+	if err != nil {
+		return nil, nil, err
+	}
+	e, err := lookup[*openEditor](handle)
+	if err != nil {
+		return nil, nil, err
+	}
+	in, err := newEditInput(b, &e.policy)
+	return e, in, err
 }
 
 // editInput is a batch whose columns were looked up and checked as far as whole columns can be.

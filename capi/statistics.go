@@ -23,20 +23,12 @@ func Statistics(handle, seed uint64, epoch uint32, batch, schema, documents, doc
 		if missing != nil {
 			return missing
 		}
-		b, err := importBatch(batch, schema)
-		if err != nil {
-			return err
-		}
-		e, err := lookup[*openEditor](handle)
-		if err != nil {
-			return err
-		}
-		in, err := newEditInput(b, &e.policy)
+		e, in, err := importEdit(handle, batch, schema)
 		if err != nil {
 			return err
 		}
 		m := newMeasured(e.scale())
-		if b.rows > 0 {
+		if in.rows > 0 {
 			ep := editor.Epoch{Seed: seed, Epoch: epoch}
 			m, err = withTokens(in.ids.values, tokenVisitor[*measured]{
 				int64:  func(v []int64) (*measured, error) { return measure(in, e, ep, v) },

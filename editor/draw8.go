@@ -149,7 +149,7 @@ func (e *Editor) drawOtherEights(d *Document, plan *Plan, c int, counts *Counts)
 				if e.nucleus != nil {
 					break
 				}
-				x.addUp(0)
+				x.addUp(&x.running, 0)
 				target = float64((u - keep) / (1 - keep) * x.running[7])
 				if target >= x.running[7] { // by rounding
 					break
@@ -195,7 +195,6 @@ func (e *Editor) readEight(x *eight, ids *[8]int32, logp *[8]float32, old uint32
 	if (i0|i1|i2|i3|i4|i5|i6|i7)>>16 != 0 || w0 != w0 {
 		return false
 	}
-	// One after the other: an array as a whole would be made elsewhere and copied.
 	at := &x.index
 	at[1], at[2], at[3], at[4], at[5], at[6], at[7] = uint16(i1), uint16(i2), uint16(i3), uint16(i4), uint16(i5), uint16(i6), uint16(i7)
 	w := &x.weights
@@ -207,12 +206,12 @@ func (e *Editor) readEight(x *eight, ids *[8]int32, logp *[8]float32, old uint32
 	if e.policy.ExcludeOriginal {
 		first = 0
 	}
-	x.addUp(first)
+	x.addUp(&x.running, first)
 	return x.running[7] == x.running[7] // else one is no float16 value
 }
 
-// addUp makes running sums of the weights but the first, from a value on.
-func (x *eight) addUp(first float64) {
+// addUp makes running sums of the weights, with another first one.
+func (x *eight) addUp(to *[8]float64, first float64) {
 	w := &x.weights
 	s1 := first + w[1]
 	s2 := s1 + w[2]
@@ -220,8 +219,8 @@ func (x *eight) addUp(first float64) {
 	s4 := s3 + w[4]
 	s5 := s4 + w[5]
 	s6 := s5 + w[6]
-	r := &x.running
-	r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7] = first, s1, s2, s3, s4, s5, s6, s6+w[7]
+	// One after the other: an array as a whole would be made elsewhere and copied.
+	to[0], to[1], to[2], to[3], to[4], to[5], to[6], to[7] = first, s1, s2, s3, s4, s5, s6, s6+w[7]
 }
 
 // eligible says whether id can be drawn and is not old.

@@ -101,20 +101,12 @@ func (n *nucleus) ofEight(x *eight, k int, last, oldLogP float32) (int, bool) {
 // reach adds up c0 and the weights but the first. It returns how many it takes to reach value + share of the sum of all, what
 // they add up to, and the sum of all.
 func (x *eight) reach(c0, value, share float64) (size int, reached, all float64) {
-	w := &x.weights
-	c1 := c0 + w[1]
-	c2 := c1 + w[2]
-	c3 := c2 + w[3]
-	c4 := c3 + w[4]
-	c5 := c4 + w[5]
-	c6 := c5 + w[6]
-	all = c6 + w[7]
-	value += float64(share * all)
-	size = 8 - atLeast(c0, value) - atLeast(c1, value) - atLeast(c2, value) - atLeast(c3, value) -
-		atLeast(c4, value) - atLeast(c5, value) - atLeast(c6, value)
+	x.addUp(&x.reached, c0)
 	r := &x.reached
-	r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7] = c0, c1, c2, c3, c4, c5, c6, all
-	return size, r[(size-1)&7], all
+	value += float64(share * r[7])
+	size = 8 - atLeast(r[0], value) - atLeast(r[1], value) - atLeast(r[2], value) - atLeast(r[3], value) -
+		atLeast(r[4], value) - atLeast(r[5], value) - atLeast(r[6], value)
+	return size, r[(size-1)&7], r[7]
 }
 
 // rest is the most that tokens which share the probability r, none of them above exp(last), can add up to after the
