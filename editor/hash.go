@@ -22,3 +22,12 @@ func HashInt64(v int64) Hash128 {
 	binary.LittleEndian.PutUint64(b[:], uint64(v))
 	return HashBytes(b[:])
 }
+
+// hashIDs is the document hash of ids.
+func hashIDs(ids []uint32) Hash128 {
+	b := make([]byte, 0, 4*len(ids))
+	for _, id := range ids {
+		b = binary.LittleEndian.AppendUint32(b, id)
+	}
+	return HashBytes(b)
+}

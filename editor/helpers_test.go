@@ -2,7 +2,6 @@ package editor
 
 import (
 	"bufio"
-	"encoding/binary"
 	"encoding/json"
 	"math"
 	"math/rand/v2"
@@ -13,15 +12,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
-
-// hashIDs hashes ids as little-endian uint32.
-func hashIDs(ids []uint32) Hash128 {
-	b := make([]byte, 0, 4*len(ids))
-	for _, id := range ids {
-		b = binary.LittleEndian.AppendUint32(b, id)
-	}
-	return HashBytes(b)
-}
 
 // toHalf rounds to the nearest float16 value, ties to even.
 func toHalf(v float64) float32 {
