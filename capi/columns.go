@@ -230,7 +230,7 @@ type loggedRow struct {
 }
 
 // dropped stands in the log for the new id of a token that was taken out.
-const dropped = -1
+const dropped = editor.NoID
 
 // reset empties the log and keeps its memory for the next one.
 func (l *logBuilder) reset() { l.edits, l.rows = l.edits[:0], l.rows[:0] }

@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"github.com/apache/arrow/go/v17/arrow"
+	"github.com/apache/arrow/go/v17/arrow/bitutil"
 )
 
 // What goes out is built as a tree of columns whose memory is C's, and exported by export.c. arrow-go can export too, but
@@ -73,6 +74,48 @@ func structOf(length int, columns ...*column) *column {
 	return &column{dataType: arrow.StructOf(), length: length, buffers: []buffer{{}}, children: columns}
 }
 
+// markNulls makes nulls of some values.
+func (c *column) markNulls(null func(i int) bool) *column {
+	valid, bits := newBuffer[byte](int(bitutil.BytesForBits(int64(c.length))))
+	clear(bits)
+	for i := range c.length {
+		if null(i) {
+			c.nulls++
+		} else {
+			bitutil.SetBit(bits, i)
+		}
+	}
+	c.buffers[0].free()
+	c.buffers[0] = valid
+	return c
+}
+
+// flagsColumn is a column of booleans.
+func flagsColumn(name string, length int, set func(i int) bool) *column {
+	b, bits := newBuffer[byte](int(bitutil.BytesForBits(int64(length))))
+	clear(bits)
+	for i := range length {
+		if set(i) {
+			bitutil.SetBit(bits, i)
+		}
+	}
+	return valueColumn(name, arrow.FixedWidthTypes.Boolean, length, b)
+}
+
+// textColumn is a column of strings or bytes, null where they are nil. Together they have at most math.MaxInt32 bytes.
+func textColumn(name string, t arrow.DataType, text [][]byte) *column {
+	offsets, ends := newBuffer[int32](len(text) + 1)
+	b, bytes := newBuffer[byte](total(text))
+	at := 0
+	for i, value := range text {
+		ends[i] = int32(at)
+		at += copy(bytes[at:], value)
+	}
+	ends[len(text)] = int32(at)
+	c := &column{name: name, dataType: t, length: len(text), buffers: []buffer{{}, offsets, b}}
+	return c.markNulls(func(i int) bool { return text[i] == nil })
+}
+
 // free gives up a column that is not exported.
 func (c *column) free() {
 	for _, b := range c.buffers {
@@ -82,6 +125,9 @@ func (c *column) free() {
 		child.free()
 	}
 }
+
+// outTypes are the formats that only go out.
+var outTypes = map[string]arrow.DataType{"g": arrow.PrimitiveTypes.Float64, "z": arrow.BinaryTypes.Binary}
 
 // format is the type's format string in the Arrow C data interface.
 func format(t arrow.DataType) string {
@@ -95,9 +141,11 @@ func format(t arrow.DataType) string {
 	case *arrow.FixedSizeListType:
 		return fmt.Sprintf("+w:%d", t.Len())
 	}
-	for f, simple := range simpleTypes {
-		if simple.ID() == t.ID() {
-			return f
+	for _, types := range []map[string]arrow.DataType{simpleTypes, outTypes} {
+		for f, simple := range types {
+			if simple.ID() == t.ID() {
+				return f
+			}
 		}
 	}
 	panic("no format for " + t.String())

@@ -15,6 +15,9 @@ type LoggedEdit struct {
 	Context  bool // the token's label was -100 before
 }
 
+// P is the probability that a log probability is of, with the same bits everywhere.
+func P(logp float32) float64 { return expNeg(float64(logp)) }
+
 // NoID stands for the new id of a token that is dropped.
 const NoID = -1
 

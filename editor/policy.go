@@ -70,6 +70,12 @@ var actionNames = []string{"resample", "drop", "mask_loss"}
 
 func (a Action) String() string { return actionNames[a] }
 
+// ActionNamed is the action of that name, if there is one.
+func ActionNamed(name string) (Action, bool) {
+	i := slices.Index(actionNames, name)
+	return Action(max(i, 0)), i >= 0
+}
+
 // The values of Policy.MaxEditOrder.
 const (
 	OrderHighest = "highest" // the candidates of the highest P

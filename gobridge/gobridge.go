@@ -79,6 +79,25 @@ func Stretches(tokens, batch, schema, edits, editsSchema, out, outSchema, other,
 	})
 }
 
+// CompleteLog fills out with the whole log of a generation, from what Edit logged and the batch that it was called with.
+func CompleteLog(prior uint64, generation int, batch, schema, log, logSchema, out, outSchema uint64) error {
+	return capi.CompleteLog(prior, generation, logArgs(batch, schema, log, logSchema, out, outSchema))
+}
+
+// ApplyLog makes the edits of a log in a batch that was not edited.
+func ApplyLog(labels string, batch, schema, log, logSchema, out, outSchema uint64) error {
+	return capi.ApplyLog(labels, logArgs(batch, schema, log, logSchema, out, outSchema))
+}
+
+// RevertLog takes the edits of a log back in a batch that they were made in.
+func RevertLog(batch, schema, log, logSchema, out, outSchema uint64) error {
+	return capi.RevertLog(logArgs(batch, schema, log, logSchema, out, outSchema))
+}
+
+func logArgs(batch, schema, log, logSchema, out, outSchema uint64) capi.LogArgs {
+	return capi.LogArgs{Batch: batch, Schema: schema, Log: log, LogSchema: logSchema, Out: out, OutSchema: outSchema}
+}
+
 // ReleaseArrow releases an array and its schema that Edit or TakeScore filled and nobody imported.
 func ReleaseArrow(array, schema uint64) error { return capi.ReleaseArrow(array, schema) }
 

@@ -25,6 +25,7 @@ from toedit._errors import (
 from toedit._scores import scores
 from toedit._version import __version__
 from toedit.editor import Edited, Editor
+from toedit.log import apply_log, revert_log
 from toedit.policy import Band, Policy
 from toedit.prior import SCORES_TYPE, Prior
 from toedit.statistics import Statistics
@@ -50,5 +51,7 @@ __all__ = [
     "Statistics",
     "TokenizerWarning",
     "__version__",
+    "apply_log",
+    "revert_log",
     "scores",
 ]

@@ -354,3 +354,33 @@ def _from_structs(rows: list[Any], name: str) -> pa.Array:
         return pa.array(rows, type=SCORES_TYPE if name == "scores" else None)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise InputError(f"column {name!r} is not a scores column: {error}") from None
+
+
+def key_columns(batch: Batch, key: str | None, offset: str | None) -> dict[str, pa.Array]:
+    """The columns that say which document a row is of and where in it, as the native library takes them: key, large_string or
+    int64, and offset, int64.
+
+    Raises:
+        InputError: a column is not there, or holds neither.
+    """
+    columns = {}
+    for name, role in ((key, "key"), (offset, "offset")):
+        if name is not None:
+            if name not in batch.names:
+                raise InputError(f"the batch has no column {name!r}, which is to be its {role}, only {batch.names}")
+            columns[role] = _key_column(batch.column(name)[0], name, integers=role == "offset")
+    return columns
+
+
+def _key_column(column: pa.Array, name: str, integers: bool) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    try:
+        if pa.types.is_integer(column.type) or pa.types.is_null(column.type):  # no rows, or nothing but nulls
+            return column.cast(pa.int64())
+        if not integers and not pa.types.is_floating(column.type):
+            return column.cast(pa.large_string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"column {name!r}: {error}") from None
+    wanted = "integers" if integers else "strings or integers"
+    raise InputError(f"column {name!r} holds {column.type}; it must hold {wanted}")

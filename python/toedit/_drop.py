@@ -16,15 +16,17 @@ __all__ = ["follow"]
 
 # Columns that say where tokens stand, which are other places once one is gone.
 _PLACES = ("position_ids", "seq_lengths")
+# What tokens have that come back: they were real, and nothing protected them.
+_CAME_BACK = {"attention_mask": 1, "special_tokens_mask": 0, "protected_mask": 0}
 
 
 def follow(batch: Batch, container: Any, ids: pa.Array, kept: pa.Array, names: list[str]) -> dict[str, Any]:
-    """The columns that have a value for each token, without those of dropped tokens.
+    """The columns that have a value for each token, without those of dropped tokens, and with those of tokens that come back.
 
     Args:
         batch: the batch, opened, that container is.
         ids: its ids, before.
-        kept: list<int32>, the indexes of each row's values that are left.
+        kept: list<int32>, the indexes of each row's values that are left; -1 for a token that comes back.
         names: the columns to look at.
 
     Returns:
@@ -35,13 +37,19 @@ def follow(batch: Batch, container: Any, ids: pa.Array, kept: pa.Array, names: l
     """
     lengths = pc.list_value_length(ids)
     shorter = not lengths.cast(pa.int64()).equals(pc.list_value_length(kept).cast(pa.int64()))
+    comes_back = pc.any(pc.less(kept.flatten(), 0)).as_py()
     columns = {}
     for name in names:
         if name in _PLACES:
             raise InputError(f"column {name!r} cannot follow where tokens are dropped; make it after editing")
         values = batch.get(container, name)
-        if shorter and _row_lengths(values) == lengths.to_pylist():
-            columns[name] = _take(values, kept, name)
+        if (shorter or comes_back) and _row_lengths(values) == lengths.to_pylist():
+            if comes_back and name not in _CAME_BACK:
+                raise InputError(
+                    f"column {name!r} has a value for each token, but the log has none for tokens that come back; take the "
+                    "column out"
+                )
+            columns[name] = _take(values, kept, name, _CAME_BACK[name] if comes_back else None)
     return columns
 
 
@@ -67,17 +75,20 @@ def _is_polars(values: Any) -> bool:
     return polars is not None and isinstance(values, polars.Series)
 
 
-def _take(values: Any, kept: pa.Array, name: str) -> Any:
-    if isinstance(values, list):
+def _take(values: Any, kept: pa.Array, name: str, fill: int | None) -> Any:
+    if isinstance(values, list) and fill is None:
         return [_take_row(row, indexes) for row, indexes in zip(values, kept.to_pylist(), strict=True)]
     array, back = to_arrow(values, name)
     starts = array.offsets.to_numpy()
     # From indexes in the row to indexes in the values.
     lengths = pc.list_value_length(kept).to_numpy()
-    indexes = kept.flatten().to_numpy() + np.repeat(starts[:-1], lengths)
+    in_row = kept.flatten().to_numpy()
+    indexes = pa.array(in_row + np.repeat(starts[:-1], lengths), mask=in_row < 0)
     offsets = np.zeros(len(lengths) + 1, starts.dtype)
     np.cumsum(lengths, out=offsets[1:])
-    taken = array.values.take(pa.array(indexes))
+    taken = array.values.take(indexes)
+    if fill is not None:
+        taken = taken.fill_null(pa.scalar(fill).cast(taken.type))
     return back(type(array).from_arrays(pa.array(offsets), taken, type=array.type))
 
 

@@ -19,6 +19,7 @@ from toedit._drop import follow
 from toedit._errors import ExpectedChangesWarning, IdentityWarning, InputError, ScoresError
 from toedit._pairs import flat_pairs
 from toedit._tokenizer import check_same_tokenizer
+from toedit.log import PendingLog, joined
 from toedit.policy import Policy
 from toedit.prior import Prior, wanted
 from toedit.statistics import Statistics, measure
@@ -127,7 +128,7 @@ class Edited(Mapping[str, Any]):
         opened: _arrow.Batch,
         batch: Any,
         generations: list[Counts],
-        logs: list[_bridge.ArrowOut],
+        logs: list[PendingLog],
         targets: pa.RecordBatch | None,
     ) -> None:
         self._opened = opened
@@ -154,11 +155,14 @@ class Edited(Mapping[str, Any]):
 
     @property
     def log(self) -> pa.RecordBatch:
-        """A row for each edit: ``row`` (of the batch), ``position`` (index among the row's real tokens, plus its
-        offset, before this generation's edits), ``old`` and ``new`` id (-1: dropped), ``logp`` (ln P of the old id), ``band``
-        (index in the policy's ``candidate_bands``), ``generation`` (from 0; one behind the other)."""
+        """A row for each edit, with the columns of :data:`toedit.log.SCHEMA`: row, position, old and new id, key, generation,
+        texts, P, band, action; one generation behind the other. Read it before the batch that came in is written to.
+
+        Raises:
+            InputError: the batch that came in was changed since.
+        """
         if self._log is None:
-            self._log = _joined([out.take() for out in self._logs])
+            self._log = joined([log.whole() for log in self._logs])
         return self._log
 
     @property
@@ -347,11 +351,7 @@ class Editor:
             columns[LABELS] = before.targets.column(LABELS)
         elif targets:
             columns[LABELS] = _labels_of(ids)
-        for column, role, integers in ((self.key, "key", False), (self.offset, "offset", True)):
-            if column is not None:
-                if column not in names:
-                    raise InputError(f"the batch has no column {column!r}, which is to be its {role}, only {names}")
-                columns[role] = _key_column(opened.column(column)[0], column, integers)
+        columns |= _arrow.key_columns(opened, self.key, self.offset)
         if SCORES in names and before is None:
             columns[SCORES] = _scores_column(opened.column(SCORES)[0])
         else:
@@ -394,7 +394,7 @@ class Editor:
             opened,
             opened.rebuild(edited),
             [*earlier, Counts(*_COUNTS.unpack(counts))],
-            [log] if before is None else [*before._logs, log],
+            [*(before._logs if before is not None else []), PendingLog(self.prior, columns, log, len(earlier))],
             result.select([IDS, LABELS]) if targets else None,
         )
 
@@ -422,13 +422,6 @@ def warn_if_few_expected(tokens: int, expected: float, stacklevel: int) -> None:
         )
 
 
-def _joined(logs: list[pa.RecordBatch]) -> pa.RecordBatch:
-    """The logs of generations as one."""
-    numbers = [pa.array(np.full(log.num_rows, n, np.int32)) for n, log in enumerate(logs)]
-    columns = [pa.concat_arrays(parts) for parts in zip(*(log.columns for log in logs), strict=True)]
-    return pa.RecordBatch.from_arrays([*columns, pa.concat_arrays(numbers)], names=[*logs[0].schema.names, "generation"])
-
-
 def _integer(name: str, value: Any, limit: int, least: int = 0) -> int:
     try:
         number = operator.index(value)
@@ -445,20 +438,6 @@ def _labels_of(ids: pa.Array) -> pa.Array:
     if values is None or not pa.types.is_unsigned_integer(values):
         return ids
     return ids.cast(pa.large_list(pa.int64()))
-
-
-def _key_column(column: pa.Array, name: str, integers: bool) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    try:
-        if pa.types.is_integer(column.type) or pa.types.is_null(column.type):  # no rows, or nothing but nulls
-            return column.cast(pa.int64())
-        if not integers and not pa.types.is_floating(column.type):
-            return column.cast(pa.large_string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise InputError(f"column {name!r}: {error}") from None
-    wanted = "integers" if integers else "strings or integers"
-    raise InputError(f"column {name!r} holds {column.type}; it must hold {wanted}")
 
 
 def _scores_column(column: pa.Array) -> pa.Array:
