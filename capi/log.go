@@ -446,16 +446,20 @@ func replayLog(b, log *arrowBatch, do func(*editor.Replay, []loggedGeneration) e
 	if err != nil {
 		return nil, err
 	}
+	if n := len(entries); n > 0 {
+		for _, e := range []*logEntry{&entries[0], &entries[n-1]} {
+			if _, err := rows.row(e.row); err != nil {
+				return nil, err
+			}
+		}
+	}
 	out := replayed{ids: newRebuilt(b, "input_ids"), source: make([]int32, 0)}
 	if rows.labels != nil {
 		out.labels = newRebuilt(b, "labels")
 	}
 	next := 0
 	for group := range groups(entries, rowOf) {
-		row, err := rows.row(group[0].row)
-		if err != nil {
-			return nil, err
-		}
+		row := int(group[0].row)
 		generations, err := rows.generations(row, group)
 		if err != nil {
 			return nil, err

@@ -72,7 +72,7 @@ def test_dropped_tokens_take_everything_with_them(small_prior: toedit.Prior, col
     assert edited["of_two"] == batch["of_two"]
     log = edited.log.to_pylist()
     assert [(entry["row"], entry["position"]) for entry in log] == [(r, i) for r, g in enumerate(gone) for i in g]
-    assert {entry["new"] for entry in log} == {-1}
+    assert {entry["new"] for entry in log} == {None}
     assert [entry["old"] for entry in log] == [rows[r][i] for r, g in enumerate(gone) for i in g]
 
 
@@ -172,7 +172,7 @@ def test_actions_together(small_prior: toedit.Prior, columns: Columns) -> None:
     log = edited.log.to_pylist()
     assert [(e["row"], e["position"]) for e in log] == sorted((e["row"], e["position"]) for e in log)
     assert [e["new"] for e in log if e["band"] == 1] == [e["new"] for e in alone.log.to_pylist()]
-    assert all((e["new"] == -1) == (e["band"] == 0) and (e["new"] == e["old"]) == (e["band"] == 2) for e in log)
+    assert all((e["new"] is None) == (e["band"] == 0) and (e["new"] == e["old"]) == (e["band"] == 2) for e in log)
     for row, ids, labels, actions, drawn in zip(
         rows, edited["input_ids"], edited["labels"], expected(columns, policy), alone["input_ids"], strict=True
     ):

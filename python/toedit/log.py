@@ -14,7 +14,7 @@ before the batch; :func:`select` takes the log of some of its rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,10 +22,8 @@ import pyarrow.compute as pc
 from toedit import _arrow, _bridge
 from toedit._arrow import IDS
 from toedit._drop import follow
-from toedit._errors import InputError
-
-if TYPE_CHECKING:
-    from toedit.prior import Prior
+from toedit._errors import ClosedError, InputError
+from toedit.prior import Prior
 
 __all__ = ["SCHEMA", "apply_log", "revert_log", "select", "shift"]
 
@@ -164,9 +162,17 @@ class PendingLog:
         if self._whole is None:
             columns = {name: self._columns[name] for name in _COLUMNS if name in self._columns}
             columns["ids_hash"] = self._columns["scores"].field("ids_hash")
-            self._whole = _call("CompleteLog", (self._prior.handle, self._generation), columns, _arrays(self.small()))
+            try:
+                self._whole = self._completed(self._prior.handle, columns)
+            except ClosedError:
+                # The edits are made, and what their ids mean has not changed.
+                with Prior(self._prior.path) as again:
+                    self._whole = self._completed(again.handle, columns)
             self._columns = {}
         return self._whole
+
+    def _completed(self, prior: int, columns: dict[str, pa.Array]) -> pa.RecordBatch:
+        return _call("CompleteLog", (prior, self._generation), columns, _arrays(self.small()))
 
 
 def _call(name: str, args: tuple[Any, ...], columns: dict[str, pa.Array], log: dict[str, pa.Array]) -> pa.RecordBatch:
