@@ -85,7 +85,10 @@ func (c *column) markNulls(null func(i int) bool) *column {
 			bitutil.SetBit(bits, i)
 		}
 	}
-	c.buffers[0].free()
+	if c.nulls == 0 {
+		valid.free()
+		return c
+	}
 	c.buffers[0] = valid
 	return c
 }

@@ -55,15 +55,15 @@ position: index among the row's real tokens before its generation's edits, plus 
 old, new: ids; new is null where the token was dropped.
 key: the row's key as text, or its document hash as 32 hexadecimal digits.
 generation: 0 for the first.
-byte_offset: where the old token begins in the text of the row's tokens before the generation's edits, in bytes. Null where the
-    tokenizer's tokens are no bytes of text.
-old_text, new_text: the bytes that the ids stand for; null where they stand for none.
+byte_offset: where the old token begins in the bytes of the row's tokens before the generation's edits, those of special tokens
+    included. Null where it is not known which bytes the tokenizer's tokens stand for.
+old_text, new_text: the bytes of the tokens; null where there are none or they are not known.
 p, logp: P of the old token and its logarithm.
 band: index in the policy's bands.
 action: "resample", "drop" or "mask_loss".
 context: whether the token's label was -100 before; null where there were no labels.
 ids_hash, edited_hash: low half of the document hash of the row's ids before and after the generation's edits.
-edits_hash: low half of the XXH3-128 of the row's edits of the generation.
+edits_hash: low half of the XXH3-128 of the row's edits in the generation; tells whether one is missing or was changed.
 """
 
 # What decides ids and labels; the other columns are for people.
