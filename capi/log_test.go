@@ -126,7 +126,7 @@ func editAndLog(t testing.TB, r *rand.Rand, p editor.Policy, dt func(arrow.DataT
 	}}
 	arrays, schemas, totals := cSlice[cArray](t, 2), cSlice[cSchema](t, 2), cSlice[[32]int64](t, 1)
 	in := newForeign(t, structOfColumns(t, append(slices.Clone(b.columns), namedColumn{"scores", scoresArray(scores)})...))
-	require.NoError(t, Edit(handle, 7, 0, EditArgs{
+	require.NoError(t, Edit(handle, 7, 0, 0, EditArgs{
 		Batch: addr(in.array.cArray), Schema: addr(in.schema.cSchema),
 		Out: addr(&arrays[0]), OutSchema: addr(&schemas[0]), Log: addr(&arrays[1]), LogSchema: addr(&schemas[1]), Counts: addr(&totals[0]),
 	}))

@@ -303,6 +303,21 @@ def test_generations_are_applied_in_order_and_reverted_from_the_last(small_prior
         toedit.revert_log(only(ids[1]), whole)
 
 
+@pytest.mark.parametrize("labels", ["edited", "original"])
+def test_generations_of_an_editor(prior: toedit.Prior, rows: Rows, labels: str) -> None:
+    policy = Policy(
+        bands=(Band(0.5), Band(0.0, 1e-3, action="drop"), Band(0.3, 0.5, action="mask_loss")), temperature=1.5, labels=labels
+    )
+    batch = {"input_ids": rows[:6], "labels": [[-100, *row[1:]] if row else [] for row in rows[:6]]}
+    edited = toedit.Editor(prior, policy, generations=3)(batch)
+    log = edited.log
+    assert log.schema.equals(SCHEMA)
+    assert set(log["generation"].to_pylist()) == {0, 1, 2}
+    again = toedit.apply_log(batch, log, labels=labels)
+    assert again == edited.batch != batch
+    assert toedit.revert_log(again, log) == batch
+
+
 def test_parquet_keeps_a_log(small_prior: toedit.Prior, columns: Columns) -> None:
     edited = toedit.Editor(small_prior, MIXED)(columns | {"labels": columns["input_ids"]})
     file = io.BytesIO()

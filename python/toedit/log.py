@@ -133,25 +133,17 @@ class PendingLog:
     Args:
         prior: whose tokens they are.
         columns: what was edited, as the native library got it; they are kept.
-        log: what it logged.
+        log: what it logged: row, position, old, new (-1: dropped), logp and band of each edit.
         generation: 0 for the first.
     """
 
-    __slots__ = ("_columns", "_generation", "_log", "_prior", "_small", "_whole")
+    __slots__ = ("_columns", "_generation", "_log", "_prior")
 
-    def __init__(self, prior: Prior, columns: dict[str, pa.Array], log: _bridge.ArrowOut, generation: int = 0) -> None:
+    def __init__(self, prior: Prior, columns: dict[str, pa.Array], log: _bridge.ArrowOut, generation: int) -> None:
         self._prior = prior
-        self._columns: dict[str, pa.Array] = columns
-        self._log = log
+        self._columns = columns
+        self._log: _bridge.ArrowOut | pa.RecordBatch = log
         self._generation = generation
-        self._small: pa.RecordBatch | None = None
-        self._whole: pa.RecordBatch | None = None
-
-    def small(self) -> pa.RecordBatch:
-        """row, position, old, new (-1: dropped), logp and band of each edit."""
-        if self._small is None:
-            self._small = self._log.take()
-        return self._small
 
     def whole(self) -> pa.RecordBatch:
         """The columns of :data:`SCHEMA`.
@@ -159,20 +151,28 @@ class PendingLog:
         Raises:
             InputError: the batch was changed after it was edited.
         """
-        if self._whole is None:
-            columns = {name: self._columns[name] for name in _COLUMNS if name in self._columns}
-            columns["ids_hash"] = self._columns["scores"].field("ids_hash")
-            try:
-                self._whole = self._completed(self._prior.handle, columns)
-            except ClosedError:
-                # The edits are made, and what their ids mean has not changed.
-                with Prior(self._prior.path) as again:
-                    self._whole = self._completed(again.handle, columns)
-            self._columns = {}
-        return self._whole
+        if isinstance(self._log, _bridge.ArrowOut):
+            self._log = self._log.take()
+        try:
+            return self._completed(self._prior.handle, self._log)
+        except ClosedError:
+            # The edits are made, and what their ids mean has not changed.
+            with Prior(self._prior.path) as again:
+                return self._completed(again.handle, self._log)
 
-    def _completed(self, prior: int, columns: dict[str, pa.Array]) -> pa.RecordBatch:
-        return _call("CompleteLog", (prior, self._generation), columns, _arrays(self.small()))
+    def _completed(self, prior: int, log: pa.RecordBatch) -> pa.RecordBatch:
+        columns = {name: self._columns[name] for name in _COLUMNS if name in self._columns}
+        columns["ids_hash"] = self._columns["scores"].field("ids_hash")
+        return _call("CompleteLog", (prior, self._generation), columns, _arrays(log))
+
+
+def joined(logs: list[pa.RecordBatch]) -> pa.RecordBatch:
+    """Logs of generations, one behind the other."""
+    if len(logs) == 1:
+        return logs[0]
+    return pa.RecordBatch.from_arrays(
+        [pa.concat_arrays(parts) for parts in zip(*(log.columns for log in logs), strict=True)], schema=SCHEMA
+    )
 
 
 def _call(name: str, args: tuple[Any, ...], columns: dict[str, pa.Array], log: dict[str, pa.Array]) -> pa.RecordBatch:
