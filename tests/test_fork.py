@@ -157,7 +157,8 @@ class Parent:
         """From stored scores, with the parent's editor."""
         again = self.editor(self.batch())
         assert again["input_ids"] == self.edited["input_ids"]
-        assert again.log.equals(self.edited.log)
+        # Column by column: RecordBatch.equals locks a mutex of pyarrow's without the GIL, which a fork may catch.
+        assert all(a.equals(b) for a, b in zip(again.log.columns, self.edited.log.columns, strict=True))
 
     def scores_anew(self) -> None:
         assert self.prior.score(self.rows, keep=[(0.0, 1.0)], k=POLICY.k).equals(self.scores)
@@ -424,6 +425,7 @@ def test_fifty_forks_while_two_threads_score() -> None:
 @program(150)
 def test_fifty_forks_while_two_threads_edit() -> None:
     parent = Parent()
+    parent.edits()  # reads the tokenizer for the log, once: a file that is open for a moment
     with threads(parent.edits, parent.edits):
         before = descriptors(), children()
         for n in range(50):

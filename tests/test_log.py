@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,15 @@ def test_it_is_read_before_the_batch_is_written_to(small_prior: toedit.Prior, co
     assert first.log is log
     with pytest.raises(toedit.InputError, match="row 0: its ids were changed after they were edited; read the log before that"):
         _ = second.log
+
+
+def test_several_threads_may_read_it(small_prior: toedit.Prior, columns: Columns) -> None:
+    editor = toedit.Editor(small_prior, RESAMPLE)
+    log = editor(columns).log
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(50):
+            edited = editor(columns)
+            assert all(read.equals(log) for read in pool.map(lambda edited: edited.log, [edited] * 4))
 
 
 def test_it_outlives_its_prior(columns: Columns, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -151,8 +151,10 @@ class PendingLog:
         Raises:
             InputError: the batch was changed after it was edited.
         """
-        if isinstance(self._log, _bridge.ArrowOut):
-            self._log = self._log.take()
+        # Of several threads one takes it over, under a lock that forks wait for.
+        with _bridge.importing:
+            if isinstance(self._log, _bridge.ArrowOut):
+                self._log = self._log.take()
         try:
             return self._completed(self._prior.handle, self._log)
         except ClosedError:
