@@ -132,6 +132,21 @@ def test_texts() -> None:
     assert len(names["result"].input_ids) == 2
 
 
+def test_the_edit_log(prior: toedit.Prior, rows: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet
+
+    monkeypatch.chdir(tmp_path)
+    editor = toedit.Editor(prior, toedit.Policy(threshold=0.5), seed=1)
+    ids = (rows * 20)[:200]
+    table = [
+        {"input_ids": row, "scores": s} for row, s in zip(ids, prior.score(ids, keep=editor.policy).to_pylist(), strict=True)
+    ]
+    names: dict[str, Any] = {"toedit": toedit, "pyarrow": pyarrow, "editor": editor, "batch": table[:8], "rows": table}
+    exec(block("revert_log"), names)
+    exec(block("toedit.log.shift"), names)
+    assert names["edited"].changes == len(names["edited"].log) > 0
+
+
 def test_statistics(prior: toedit.Prior, rows: list[list[int]], scores: pa.StructArray) -> None:
     batch = {"input_ids": rows, "scores": scores}
     parts = [{"input_ids": rows[i::3], "scores": scores.take(pa.array(range(len(rows))[i::3]))} for i in range(3)]
