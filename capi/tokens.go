@@ -5,6 +5,7 @@ import (
 
 	"github.com/apache/arrow/go/v17/arrow"
 
+	"toedit/editor"
 	"toedit/editor/prior"
 	"toedit/editor/scorer"
 )
@@ -70,6 +71,92 @@ func ReadRows(priorHandle, batch, schema Address, options string, out, outSchema
 			copiedColumn("ids_hash", arrow.PrimitiveTypes.Uint64, rows.hashes),
 		), out, outSchema)
 	})
+}
+
+// HashRows fills out with what a row's scores follow from, beside the prior: a struct of
+//   - ids_hash and hash_high (uint64): the halves of the document hash,
+//   - tokens (int32): how many real tokens the row has.
+//
+// It takes the columns that StartScore takes. A row that holds several documents is refused: its scores depend on where they
+// begin, which its hash does not know.
+func HashRows(priorHandle, batch, schema, out, outSchema Address) error {
+	missing := zeroOut(out, outSchema)
+	defer releaseBoth(batch, schema)
+	return guarded(func() error {
+		if missing != nil {
+			return missing
+		}
+		b, err := importBatch(batch, schema)
+		if err != nil {
+			return err
+		}
+		p, err := lookup[*prior.Prior](priorHandle)
+		if err != nil {
+			return err
+		}
+		if err := b.only(append([]string{"input_ids", "attention_mask"}, packedColumns...)...); err != nil {
+			return err
+		}
+		rows, err := hashRows(b, p.VocabSize)
+		if err != nil {
+			return err
+		}
+		u64 := arrow.PrimitiveTypes.Uint64
+		return export(structOf(len(rows.low),
+			copiedColumn("ids_hash", u64, rows.low),
+			copiedColumn("hash_high", u64, rows.high),
+			copiedColumn("tokens", arrow.PrimitiveTypes.Int32, rows.tokens),
+		), out, outSchema)
+	})
+}
+
+// hashedRows are the halves of each row's document hash, and how many tokens it was made of.
+type hashedRows struct {
+	low, high []uint64
+	tokens    []int32
+}
+
+func hashRows(b *arrowBatch, vocabulary int) (*hashedRows, error) {
+	rows := &hashedRows{}
+	ids, err := b.tokenColumn()
+	if ids == nil || err != nil {
+		return rows, err
+	}
+	mask, err := b.flags("attention_mask", ids)
+	if err != nil {
+		return nil, err
+	}
+	packed, err := newBoundaries(b, ids, nil)
+	if err != nil {
+		return nil, err
+	}
+	rows.low, rows.high, rows.tokens = make([]uint64, b.rows), make([]uint64, b.rows), make([]int32, b.rows)
+	return withTokens(ids.values, tokenVisitor[*hashedRows]{
+		int64:  func(v []int64) (*hashedRows, error) { return rows, hashTokens(rows, ids, v, mask, packed, vocabulary) },
+		int32:  func(v []int32) (*hashedRows, error) { return rows, hashTokens(rows, ids, v, mask, packed, vocabulary) },
+		uint16: func(v []uint16) (*hashedRows, error) { return rows, hashTokens(rows, ids, v, mask, packed, vocabulary) },
+		uint32: func(v []uint32) (*hashedRows, error) { return rows, hashTokens(rows, ids, v, mask, packed, vocabulary) },
+	})
+}
+
+func hashTokens[T tokenID](rows *hashedRows, ids *listColumn, values []T, mask *flagColumn, packed *boundaries, vocabulary int) error {
+	var d document
+	for i := range rows.low {
+		start, end := ids.row(i)
+		if err := read(&d, i, values[start:end], mask, vocabulary); err != nil {
+			return err
+		}
+		starts, err := packed.starts(i, &d)
+		if err != nil {
+			return err
+		}
+		if len(starts) > 0 {
+			return fail(Input, "row %d holds several documents (another one begins at token %d), and its scores depend on where they begin; give each document a row of its own, or store the scores in a column", i, starts[0])
+		}
+		h := editor.HashBytes(littleEndian(d.ids))
+		rows.low[i], rows.high[i], rows.tokens[i] = h.Lo, h.Hi, int32(len(d.ids))
+	}
+	return nil
 }
 
 func total[T any](rows [][]T) (n int) {

@@ -2,6 +2,7 @@ package capi
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/apache/arrow/go/v17/arrow"
@@ -12,10 +13,18 @@ import (
 
 func readRows(t testing.TB, prior uint64, b *foreignBatch, options string) (*array.Struct, error) {
 	t.Helper()
+	return readInto(t, b, func(batch, schema, out, outSchema Address) error {
+		return ReadRows(prior, batch, schema, options, out, outSchema)
+	})
+}
+
+// readInto calls a function that takes a batch and fills a struct array.
+func readInto(t testing.TB, b *foreignBatch, call func(batch, schema, out, outSchema Address) error) (*array.Struct, error) {
+	t.Helper()
 	a, s := cSlice[cArray](t, 1), cSlice[cSchema](t, 1)
 	fill(a)
 	fill(s)
-	err := ReadRows(prior, addr(b.array.cArray), addr(b.schema.cSchema), options, addr(&a[0]), addr(&s[0]))
+	err := call(addr(b.array.cArray), addr(b.schema.cSchema), addr(&a[0]), addr(&s[0]))
 	require.EqualValues(t, 1, *b.arrayReleases)
 	require.EqualValues(t, 1, *b.schemaReleases)
 	b.clobber()
@@ -102,4 +111,56 @@ func TestReadRowsErrors(t *testing.T) {
 	assert.EqualValues(t, 1, *b.arrayReleases)
 	out, schema := cSlice[cArray](t, 1), cSlice[cSchema](t, 1)
 	requireKind(t, ReadRows(prior, 0, 0, "{}", addr(&out[0]), addr(&schema[0])), Input, "null pointer")
+}
+
+// Hashes and lengths are those of the real tokens, whatever their type and padding.
+func TestHashRows(t *testing.T) {
+	trackUsage(t)
+	prior := openBundled(t)
+	var want []string
+	for _, row := range [][]uint32{{5, 6, 4095}, {}, {7}} {
+		h := hashOf(row)
+		want = append(want, fmt.Sprintf(`{"ids_hash":%d,"hash_high":%d,"tokens":%d}`, h.Lo, h.Hi, len(row)))
+	}
+	expected := "[" + strings.Join(want, ",") + "]"
+	for _, element := range elements {
+		got, err := hashesOf(t, prior, namedColumn{"input_ids", fromJSON(t, arrow.ListOf(element), `[[5, 6, 4095], [], [7]]`)})
+		require.NoError(t, err)
+		assert.JSONEq(t, expected, jsonOf(t, got), element)
+	}
+	got, err := hashesOf(t, prior,
+		namedColumn{"input_ids", fromJSON(t, arrow.ListOf(i64), `[[5, 6, 4095, -1], [-1, -1, -1, -1], [-1, -1, 7, -1]]`)},
+		namedColumn{"attention_mask", fromJSON(t, arrow.ListOf(i64), `[[1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 1, 0]]`)},
+		namedColumn{"position_ids", fromJSON(t, arrow.ListOf(i64), `[[0, 1, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0]]`)})
+	require.NoError(t, err)
+	assert.JSONEq(t, expected, jsonOf(t, got), "padded")
+	got, err = hashesOf(t, prior, namedColumn{"input_ids", fromJSON(t, arrow.ListOf(i64), `[]`)})
+	require.NoError(t, err)
+	assert.Zero(t, got.Len())
+}
+
+func TestHashRowsErrors(t *testing.T) {
+	trackUsage(t)
+	prior := openBundled(t)
+	ids := namedColumn{"input_ids", fromJSON(t, arrow.ListOf(i64), `[[1, 2], [3, 4, 5]]`)}
+	for _, c := range []struct {
+		columns []namedColumn
+		parts   []string
+	}{
+		{[]namedColumn{{"input_ids", fromJSON(t, arrow.ListOf(i64), `[[1], [2, 4096]]`)}}, []string{"row 1: input_ids[1] is 4096"}},
+		{[]namedColumn{ids, {"seq_lengths", fromJSON(t, arrow.ListOf(i64), `[[2], [1, 2]]`)}}, []string{"row 1 holds several documents", "token 1"}},
+		{[]namedColumn{ids, {"document_ids", fromJSON(t, arrow.ListOf(i64), `[[0, 1], [0, 0, 0]]`)}}, []string{"row 0 holds several documents"}},
+		{[]namedColumn{ids, {"position_ids", fromJSON(t, arrow.ListOf(i64), `[[0, 1], [0, 1, 0]]`)}}, []string{"row 1 holds several documents", "token 2"}},
+		{[]namedColumn{ids, {"labels", fromJSON(t, arrow.ListOf(i64), `[[1, 2], [3, 4, 5]]`)}}, []string{`"labels" is not known`}},
+	} {
+		_, err := hashesOf(t, prior, c.columns...)
+		requireKind(t, err, Input, c.parts...)
+	}
+}
+
+func hashesOf(t testing.TB, prior uint64, columns ...namedColumn) (*array.Struct, error) {
+	t.Helper()
+	return readInto(t, newForeign(t, structOfColumns(t, columns...)), func(batch, schema, out, outSchema Address) error {
+		return HashRows(prior, batch, schema, out, outSchema)
+	})
 }

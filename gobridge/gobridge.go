@@ -41,6 +41,11 @@ func ReadRows(prior, batch, schema uint64, options string, out, outSchema uint64
 	return capi.ReadRows(prior, batch, schema, options, out, outSchema)
 }
 
+// HashRows fills out with the document hashes and lengths of a batch's rows.
+func HashRows(prior, batch, schema, out, outSchema uint64) error {
+	return capi.HashRows(prior, batch, schema, out, outSchema)
+}
+
 // CheckPolicy says what is wrong with a policy (JSON).
 func CheckPolicy(policy string) error { return capi.CheckPolicy(policy) }
 

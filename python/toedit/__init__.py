@@ -20,6 +20,7 @@ from toedit._errors import (
     PriorError,
     ScoresError,
     ScoringError,
+    StoreWarning,
     TokenizerWarning,
 )
 from toedit._scores import scores
@@ -29,6 +30,7 @@ from toedit.log import apply_log, revert_log
 from toedit.policy import Band, Policy
 from toedit.prior import SCORES_TYPE, Prior
 from toedit.statistics import Statistics
+from toedit.store import ScoreStore
 
 __all__ = [
     "SCORES_TYPE",
@@ -46,9 +48,11 @@ __all__ = [
     "Policy",
     "Prior",
     "PriorError",
+    "ScoreStore",
     "ScoresError",
     "ScoringError",
     "Statistics",
+    "StoreWarning",
     "TokenizerWarning",
     "__version__",
     "apply_log",

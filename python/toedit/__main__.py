@@ -14,6 +14,7 @@ toedit {__version__}: token-level editing of training text
 
   toedit export MODEL -o DIR   make a prior folder from a Hugging Face causal language model
   toedit score FILE... -o OUT  score documents with a prior: their rows and columns, and the scores beside
+  toedit store COMMAND PATH    look after a score store: stats, verify, compact
   toedit demo [--text FILE]    score and edit a text with the bundled prior, and show what happened
 
 toedit COMMAND --help tells more."""
@@ -32,6 +33,10 @@ def main(argv: list[str] | None = None) -> int:
             from toedit import score_files
 
             return score_files.main(rest)
+        if command == "store":
+            from toedit import store
+
+            return store.main(rest)
         if command == "demo":
             from toedit import demo
 

@@ -13,6 +13,7 @@ __all__ = [
     "PriorError",
     "ScoresError",
     "ScoringError",
+    "StoreWarning",
     "TokenizerWarning",
 ]
 
@@ -55,6 +56,10 @@ class TokenizerWarning(UserWarning):
 
 class MemoryWarning(UserWarning):
     """There was no memory for a run of several rows, which was made in halves; the scores are the same."""
+
+
+class StoreWarning(UserWarning):
+    """Scores could not be stored; they were used all the same."""
 
 
 class ExpectedChangesWarning(UserWarning):

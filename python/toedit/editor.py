@@ -22,6 +22,7 @@ from toedit.log import PendingLog, joined
 from toedit.policy import Policy
 from toedit.prior import Prior, wanted
 from toedit.statistics import Statistics, measure
+from toedit.store import ScoreStore
 
 if TYPE_CHECKING:
     from toedit.text import EditedText
@@ -202,9 +203,11 @@ class Editor:
             pass and needs ONNX Runtime, wherever the editor runs. There a row's scores are of the row alone: of a chunk, not of
             the document that it was cut from. Without a key column a row's key is the hash of the ids that the generation began
             with.
+        store: where batches without a scores column find their scores, and leave those that had to be computed.
 
     Raises:
-        InputError: an argument is out of its range, or the tokenizer is not the prior's.
+        InputError: an argument is out of its range, the tokenizer is not the prior's, or a store cannot hold the prior's
+            scores.
         PriorError: the prior's folder is missing or damaged.
     """
 
@@ -217,11 +220,16 @@ class Editor:
         offset: str | None = None,
         tokenizer: Any = None,
         generations: int = 1,
+        store: ScoreStore | None = None,
     ) -> None:
         if not isinstance(prior, Prior):
             raise InputError(f"prior is a {type(prior).__name__}; it must be a toedit.Prior")
         if policy is not None and not isinstance(policy, Policy):
             raise InputError(f"policy is a {type(policy).__name__}; it must be a toedit.Policy")
+        if store is not None:
+            if not isinstance(store, ScoreStore):
+                raise InputError(f"store is a {type(store).__name__}; it must be a toedit.ScoreStore")
+            store.check_prior(prior)
         for name, column in (("key", key), ("offset", offset)):
             if column is not None and not isinstance(column, str):
                 raise InputError(f"{name} is {column!r}; it must be the name of a column, or None")
@@ -231,6 +239,7 @@ class Editor:
         self.key = key
         self.offset = offset
         self.generations = _integer("generations", generations, _MAX_GENERATIONS, least=1)
+        self.store = store
         if _is_identity(self.policy):
             warnings.warn(
                 f"this policy changes nothing: at temperature 1 a token with P >= top_p = {self.policy.top_p} is its whole "
@@ -246,12 +255,13 @@ class Editor:
         prior, policy = self.prior, self.policy.to_json()
         self._native = _bridge.PerProcess(self, lambda: int(_bridge.call("OpenEditor", prior.handle, policy)))
         actions = {band.action for band in self.policy.candidate_bands}
+        self._wanted = wanted(None, self.policy)
         self._drops, self._masks_loss = "drop" in actions, "mask_loss" in actions
         self._tokens = 0
         self._expected = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("prior", "policy", "seed", "key", "offset", "generations")}
+        return {name: getattr(self, name) for name in ("prior", "policy", "seed", "key", "offset", "generations", "store")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -272,6 +282,9 @@ class Editor:
                 ``protect_assistant`` and ``protect_prompt``), ``protected_ranges`` (pairs of the first character that is not
                 edited and the one behind the last, ascending) with ``offset_mapping`` (the same pair for each token, as
                 tokenizers give it), and the key and offset columns.
+                store's are used, or the batch is scored here), ``attention_mask`` (0 is padding), ``labels`` (where -100, the
+                token is not edited; elsewhere they are the ids, and follow them unless the policy says otherwise),
+                ``special_tokens_mask`` and ``protected_mask`` (not 0: not edited), and the key and offset columns.
             epoch: 0 to 2**32 - 1. Another epoch, other draws.
 
         Returns:
@@ -357,7 +370,10 @@ class Editor:
             given = {
                 name: columns[name] if name in columns else opened.column(name)[0] for name in SCORING_COLUMNS if name in names
             }
-            columns[SCORES] = self.prior.score_columns(given, *wanted(None, self.policy))
+            if self.store is None:
+                columns[SCORES] = self.prior.score_columns(given, *self._wanted)
+            else:
+                columns[SCORES] = self.store.score_columns(self.prior, given, *self._wanted)
         return columns, backs
 
     def edit(self, batch: Any, epoch: int = 0, targets: bool = False) -> Edited:
