@@ -203,7 +203,8 @@ class Editor:
             pass and needs ONNX Runtime, wherever the editor runs. There a row's scores are of the row alone: of a chunk, not of
             the document that it was cut from. Without a key column a row's key is the hash of the ids that the generation began
             with.
-        store: where batches without a scores column find their scores, and leave those that had to be computed.
+        store: where batches without a scores column find their scores, and leave those that had to be computed. Generations
+            after the first are scored each time.
 
     Raises:
         InputError: an argument is out of its range, the tokenizer is not the prior's, or a store cannot hold the prior's
@@ -276,15 +277,12 @@ class Editor:
 
         Args:
             batch: as for :meth:`Prior.score`. Beside ``input_ids`` these columns are understood: ``scores`` (else the
-                batch is scored here), ``attention_mask`` (0 is padding), ``labels`` (where -100, the token is not edited;
-                elsewhere they are the ids, and follow them unless the policy says otherwise), ``special_tokens_mask`` and
-                ``protected_mask`` (not 0: not edited), ``assistant_masks`` (not 0: the assistant's words, for the policy's
-                ``protect_assistant`` and ``protect_prompt``), ``protected_ranges`` (pairs of the first character that is not
-                edited and the one behind the last, ascending) with ``offset_mapping`` (the same pair for each token, as
-                tokenizers give it), and the key and offset columns.
                 store's are used, or the batch is scored here), ``attention_mask`` (0 is padding), ``labels`` (where -100, the
                 token is not edited; elsewhere they are the ids, and follow them unless the policy says otherwise),
-                ``special_tokens_mask`` and ``protected_mask`` (not 0: not edited), and the key and offset columns.
+                ``special_tokens_mask`` and ``protected_mask`` (not 0: not edited), ``assistant_masks`` (not 0: the assistant's
+                words, for the policy's ``protect_assistant`` and ``protect_prompt``), ``protected_ranges`` (pairs of the first
+                character that is not edited and the one behind the last, ascending) with ``offset_mapping`` (the same pair for
+                each token, as tokenizers give it), and the key and offset columns.
             epoch: 0 to 2**32 - 1. Another epoch, other draws.
 
         Returns:
@@ -370,7 +368,7 @@ class Editor:
             given = {
                 name: columns[name] if name in columns else opened.column(name)[0] for name in SCORING_COLUMNS if name in names
             }
-            if self.store is None:
+            if self.store is None or before is not None:  # what a generation makes comes once, and is not stored
                 columns[SCORES] = self.prior.score_columns(given, *self._wanted)
             else:
                 columns[SCORES] = self.store.score_columns(self.prior, given, *self._wanted)

@@ -51,7 +51,7 @@ def main() -> None:
             column, found = timings["column"], timings["store"]
             added = [(a - b) / DOCUMENTS * 1e6 for a, b in ((found.least, column.least), (found.median, column.median))]
             print(
-                f"  batches of {size:2}: a document takes {found.median / DOCUMENTS * 1e6:5.1f} µs from the store, "
+                f"  batches of {size:2}: {found.median / DOCUMENTS * 1e6:5.1f} µs a document from the store, "
                 f"{column.median / DOCUMENTS * 1e6:5.1f} from a column (medians): {added[1]:5.1f} more, {added[0]:5.1f} by minima"
             )
         held = store.stats()
