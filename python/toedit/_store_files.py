@@ -14,7 +14,7 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from toedit._errors import ScoresError
 __all__ = [
     "EMPTY",
     "Places",
+    "Replaced",
     "Settings",
     "StoreFile",
     "View",
@@ -59,6 +60,8 @@ _MANIFEST = b"toedit"
 _LOCK_SECONDS = 20.0
 # The time of change of a folder advances in steps; two changes in one step look like one.
 _STEP_NS = 2_000_000_000
+# Looks at a folder in which others are joining files.
+_LOOKS = 1000
 
 _ROW_BITS = 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
@@ -96,28 +99,46 @@ def top_k(k: int, ranges: Iterable[tuple[float, float]]) -> str:
     return f"top-{k} where P lies in {', '.join(f'[{low:g}, {high:g}]' for low, high in ranges) or 'no range'}"
 
 
+# What is said of a folder that is not there.
+_ABSENT = (FileNotFoundError, NotADirectoryError)
+
+
+class Replaced(Exception):
+    """A file is gone: another has taken its place."""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # one file
 
 
 class _Content:
-    """The lists of scored documents, for checksums."""
+    """The values of scored documents, for checksums."""
 
     def __init__(self, scores: pa.StructArray) -> None:
         self.k: npt.NDArray[np.int32] = scores.field("k").to_numpy()
-        self.lists: list[tuple[npt.NDArray[np.int32], memoryview]] = []
+        # Of each field the offsets of its rows, and its values.
+        self.fields: list[tuple[npt.NDArray[np.int32], memoryview]] = []
         for name in _LISTS:
-            values = scores.field(name).values
-            words = np.frombuffer(values.buffers()[1], np.uint32)[values.offset :] if len(values) else np.zeros(0, np.uint32)
-            self.lists.append((scores.field(name).offsets.to_numpy(), words.data))
+            lists = scores.field(name)
+            self.fields.append((lists.offsets.to_numpy(), _values(lists.values, lists.values.buffers()[1], np.uint32)))
+        priors = scores.field("prior")
+        _, offsets, text = priors.buffers()
+        self.fields.append((np.frombuffer(offsets, np.int32)[priors.offset :], _values(priors, text, np.uint8)))
 
     def checksum(self, row: int, low: int, high: int) -> int:
-        """The CRC-32 of a document: the halves of its hash (uint64), its k (int32) and the values of its four lists, in the
-        order of the type, all little-endian."""
+        """The CRC-32 of a document: the halves of its hash (uint64), its k (int32), the values of its four lists in the order
+        of the type, and its prior; all little-endian, and 0 where a value is null."""
         found = zlib.crc32(_HEAD.pack(low, high, self.k[row]))
-        for offsets, words in self.lists:
-            found = zlib.crc32(words[offsets[row] : offsets[row + 1]], found)
+        for offsets, values in self.fields:
+            found = zlib.crc32(values[offsets[row] : offsets[row + 1]], found)
         return found
+
+
+def _values(of: pa.Array, buffer: pa.Buffer | None, words: type[np.unsignedinteger[Any]]) -> memoryview:
+    if buffer is None:  # an array without values may do without memory
+        return memoryview(b"")
+    values = np.frombuffer(buffer, words)
+    return values.data if words is np.uint8 else values[of.offset :].data
 
 
 _HEAD = struct.Struct("<QQi")
@@ -127,7 +148,7 @@ class StoreFile:
     """A file, mapped into memory.
 
     Attributes:
-        path: where it was; it may be gone by now, the mapping stays.
+        path: where it was; others may have taken its place by now, the mapping stays.
         manifest: where the scores come from, as JSON.
         settings: what it holds of each document.
         batch: its rows, :data:`SCHEMA`.
@@ -148,8 +169,10 @@ class StoreFile:
             batch.validate(full=True)
             self.manifest = schema.metadata[_MANIFEST]
             self.settings = _settings(self.manifest)
-        except (ScoresError, FileNotFoundError):
+        except ScoresError:
             raise
+        except FileNotFoundError:
+            raise Replaced from None
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             raise damaged(path, str(error)) from None
         self.batch = batch
@@ -176,7 +199,7 @@ class StoreFile:
         """
         if self._content.checksum(row, low, high) != self._checksum[row]:
             raise damaged(self.path, f"row {row} is not what was written")
-        offsets, _ = self._content.lists[0]
+        offsets, _ = self._content.fields[0]
         stored = int(offsets[row + 1]) - int(offsets[row])
         if stored != tokens:
             raise damaged(self.path, f"row {row} has scores of {stored} tokens, but the document with its hash has {tokens}")
@@ -236,7 +259,7 @@ def list_files(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted((e for e in entries if e.name.endswith(ENDING) and e.name[0] != "."), key=lambda e: e.name)
-    except FileNotFoundError:
+    except _ABSENT:
         return []
 
 
@@ -336,40 +359,39 @@ class View:
         """The view of what is there now.
 
         Raises:
-            ScoresError: a file is damaged, or has other settings than the rest.
+            ScoresError: a file is damaged, or has other settings than the rest, or the folder cannot be read.
         """
-        now = time.time_ns()
-        try:
-            changed = os.stat(folder).st_mtime_ns
-        except FileNotFoundError:
-            return EMPTY
-        if changed == self.changed:
-            return self
-        if now - changed < _STEP_NS:
-            changed = 0
-        paths = {entry.path for entry in list_files(folder)}
-        known = {file.path for file in self.files}
-        # What others took the place of stays mapped, and indexed, until it is most of all.
-        gone = sum(len(file) for file in self.files if file.path not in paths)
-        files, settings, runs = list(self.files), self.settings, self.runs
-        if 2 * gone > sum(map(len, self.files)):
-            files, settings, runs = [file for file in files if file.path in paths], None, ()
-            runs = _indexed(runs, files, 0)
-            settings = files[0].settings if files else None
-        new: list[StoreFile] = []
-        for path in sorted(paths - known):
+        for _ in range(_LOOKS):
             try:
-                file = StoreFile(path)
-            except FileNotFoundError:  # another has taken its place meanwhile
-                changed = 0
+                now, changed = time.time_ns(), os.stat(folder).st_mtime_ns
+                if changed == self.changed:
+                    return self
+                return self._with(list_files(folder), 0 if now - changed < _STEP_NS else changed)
+            except Replaced:
                 continue
-            settings = settings or file.settings
+            except _ABSENT:
+                return EMPTY
+            except OSError as error:
+                raise ScoresError(f"the score store {folder} cannot be read: {error}") from None
+        raise ScoresError(f"the score store {folder} cannot be read: files go away as fast as they are listed")
+
+    def _with(self, entries: list[os.DirEntry[str]], changed: int) -> View:
+        paths = {entry.path for entry in entries}
+        # What others took the place of stays mapped, and indexed, until it is most of all.
+        files, runs = list(self.files), self.runs
+        if 2 * sum(len(file) for file in files if file.path not in paths) > sum(map(len, files)):
+            files = [file for file in files if file.path in paths]
+            runs = _indexed((), files, 0)
+        known = {file.path for file in files}
+        new = [StoreFile(path) for path in sorted(paths - known)]
+        first = next(iter((*files, *new)), None)
+        settings = None if first is None else first.settings
+        for file in new:
             if file.settings != settings:
                 raise ScoresError(
-                    f"{path} does not belong to this score store: it holds {file.settings} of prior {file.settings.prior}, "
-                    f"the others {settings} of prior {settings.prior}; use a folder for each"
+                    f"{file.path} does not belong to this score store: it holds {file.settings} of prior "
+                    f"{file.settings.prior}, the others {settings} of prior {settings and settings.prior}; give each a folder"
                 )
-            new.append(file)
         return View((*files, *new), settings, _indexed(runs, new, len(files)), changed)
 
 
@@ -387,7 +409,7 @@ def _indexed(runs: tuple[_Run, ...], files: list[StoreFile], first: int) -> tupl
     return (*older, added)
 
 
-def distinct(files: list[StoreFile]) -> list[Places]:
+def distinct(files: Sequence[StoreFile]) -> list[Places]:
     """The rows of each file that hold a document that no file before it holds."""
     if not files:
         return []

@@ -15,7 +15,7 @@ import pyarrow as pa
 from toedit import _bridge, _native, _runtime, _store_files
 from toedit._arrow import IDS, SCORES_TYPE
 from toedit._errors import InputError, ScoresError, StoreWarning
-from toedit._store_files import EMPTY, Places, Settings, StoreFile, View, Words, list_files, locked, top_k
+from toedit._store_files import EMPTY, Places, Replaced, Settings, StoreFile, View, Words, list_files, locked, top_k
 from toedit._version import __version__
 from toedit.policy import Policy
 from toedit.prior import Prior, _level_of_caller, wanted
@@ -218,14 +218,12 @@ class ScoreStore:
         read (``hits``), rows scored (``misses``), and documents that were scored and could not be stored (``unstored``)."""
         process = self._process
         view = process.refresh(str(self.path))
-        present = {entry.path for entry in list_files(str(self.path))}
-        files = [file for file in view.files if file.path in present]
-        rows = _store_files.distinct(files)
+        rows = _store_files.distinct(view.files)
         return {
-            "files": len(files),
+            "files": len(list_files(str(self.path))),
             "bytes": _store_files.size(str(self.path)),
             "documents": sum(map(len, rows)),
-            "tokens": sum(int(file.tokens[of_file].sum()) for file, of_file in zip(files, rows, strict=True)),
+            "tokens": sum(int(file.tokens[of_file].sum()) for file, of_file in zip(view.files, rows, strict=True)),
             "hits": process.hits,
             "misses": process.misses,
             "unstored": process.unstored,
@@ -243,7 +241,7 @@ class ScoreStore:
             try:
                 file = StoreFile(entry.path)
                 file.check()
-            except FileNotFoundError:  # joined with others meanwhile
+            except Replaced:
                 continue
             except ScoresError as error:
                 wrong.append(str(error))
@@ -360,7 +358,7 @@ def _hash_rows(prior: Prior, columns: dict[str, pa.Array]) -> tuple[Words, Words
 
 def _present(paths: Iterable[str]) -> Iterator[StoreFile]:
     for path in paths:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(Replaced):
             yield StoreFile(path)
 
 

@@ -52,7 +52,7 @@ def main() -> None:
             added = [(a - b) / DOCUMENTS * 1e6 for a, b in ((found.least, column.least), (found.median, column.median))]
             print(
                 f"  batches of {size:2}: {found.median / DOCUMENTS * 1e6:5.1f} µs a document from the store, "
-                f"{column.median / DOCUMENTS * 1e6:5.1f} from a column (medians): {added[1]:5.1f} more, {added[0]:5.1f} by minima"
+                f"{column.median / DOCUMENTS * 1e6:5.1f} from a column: {added[1]:5.1f} more, {added[0]:5.1f} by minima"
             )
         held = store.stats()
         print(f"  {held['files']} files, {held['bytes'] / held['tokens']:.1f} bytes a token, {held['hits']:,} documents read")
