@@ -56,8 +56,6 @@ SCHEMA = pa.schema([("hash_high", pa.uint64()), ("checksum", pa.uint32()), ("sco
 _LISTS = ("logp", "topk_pos", "topk_ids", "topk_logp")
 _MANIFEST = b"toedit"
 
-# Nobody holds the lock for longer than it takes to write one file. Waiting without end would hang a training run.
-_LOCK_SECONDS = 20.0
 # The time of change of a folder advances in steps; two changes in one step look like one.
 _STEP_NS = 2_000_000_000
 # Looks at a folder in which others are joining files.
@@ -273,24 +271,22 @@ def size(folder: str) -> int:
 
 
 @contextlib.contextmanager
-def locked(folder: str) -> Iterator[None]:
+def locked(folder: str, seconds: float) -> Iterator[None]:
     """Be the only process that writes into a store. The system lets go of a killed one's lock.
 
     Raises:
-        OSError: the folder cannot be written, or another process has held the lock for very long.
+        OSError: the folder cannot be written, or another process has held the lock for so many seconds.
     """
     descriptor = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        deadline = time.monotonic() + _LOCK_SECONDS
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise OSError(
-                        errno.ETIMEDOUT, f"another process has held its lock for more than {_LOCK_SECONDS:g} s", folder
-                    ) from None
+                if time.monotonic() >= deadline:
+                    raise OSError(errno.ETIMEDOUT, "another process does not let go of its lock", folder) from None
                 time.sleep(0.002)
         try:
             yield

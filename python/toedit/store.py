@@ -24,6 +24,8 @@ __all__ = ["ScoreStore"]
 
 # A process joins its files, so many at a time, until they are so large: there are never many small ones.
 _FAN, _LARGE = 16, 8 << 20
+# Seconds for which a writer waits for another one, who writes one file. Waiting without end would hang a training run.
+_PATIENCE = 20.0
 # About how large a file is that compaction makes.
 _COMPACTED = 256 << 20
 
@@ -187,12 +189,14 @@ class ScoreStore:
         if process.full:
             process.count(unstored=len(scores))
             return
-        folder = str(self.path)
+        folder, batch = str(self.path), _store_files.to_batch(scores, high)
         try:
             os.makedirs(folder, exist_ok=True)
-            with process.lock, locked(folder):
-                stored = process.write(folder, prior, settings, _store_files.to_batch(scores, high), self.max_bytes)
+            with process.lock, locked(folder, process.patience):
+                stored = process.write(folder, prior, settings, batch, self.max_bytes)
+            process.patience = _PATIENCE
         except OSError as error:
+            process.patience = 0.0  # one batch may wait in vain, not each
             process.count(unstored=len(scores))
             if process.warn():
                 warnings.warn(
@@ -233,7 +237,10 @@ class ScoreStore:
         """Read every value of every file and say what is wrong: a sentence for each damaged file. What killed processes
         left unfinished is removed."""
         folder = self._folder()
-        with contextlib.suppress(OSError), locked(folder):  # a store that cannot be written has none that could be removed
+        with (
+            contextlib.suppress(OSError),
+            locked(folder, _PATIENCE),
+        ):  # a store that cannot be written has none that could be removed
             _store_files.remove_leftovers(folder)
         wrong: list[str] = []
         settings: Settings | None = None
@@ -260,16 +267,16 @@ class ScoreStore:
             OSError: a file cannot be written. Nothing is lost.
         """
         folder = self._folder()
-        with locked(folder):
+        with locked(folder, _PATIENCE):
             _store_files.remove_leftovers(folder)
         files = list(_present(entry.path for entry in list_files(folder)))
+        for file in files:
+            file.check()
         for portion in _portions(files):
-            with locked(folder):
-                # What is gone by now, another has joined, and every document that is left out here is there as well.
+            with locked(folder, _PATIENCE):
+                # What is gone by now, another has joined, and with it the documents that are not kept here because it has them.
                 portion = [(file, rows) for file, rows in portion if os.path.exists(file.path)]
-                for file, _ in portion:
-                    file.check()
-                if len(portion) == 1 and len(portion[0][1]) == len(portion[0][0]):
+                if not portion or (len(portion) == 1 and len(portion[0][1]) == len(portion[0][0])):
                     continue
                 kept = [file.batch.take(pa.array(rows)) for file, rows in portion if len(rows)]
                 if kept:
@@ -291,6 +298,7 @@ class _Process:
         self.view = view
         self.hits = self.misses = self.unstored = 0
         self.full = False
+        self.patience = _PATIENCE
         self._warned = False
         # Files that this process wrote: those of level n + 1 were joined of _FAN of level n.
         self._levels: list[list[str]] = [[]]
