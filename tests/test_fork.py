@@ -40,7 +40,13 @@ PACKAGE = Path(toedit.__file__).parent
 
 # A child that is not done by then hangs.
 CHILD_SECONDS = 30
-POLICY = toedit.Policy(threshold=0.2, exclude_original=True)
+
+
+@functools.cache
+def policy() -> toedit.Policy:
+    """Made when it is asked for: making one loads the library, and some programs want that not done."""
+    return toedit.Policy(threshold=0.2, exclude_original=True)
+
 
 _programs: dict[str, Callable[[], None]] = {}
 _generation = 0
@@ -142,8 +148,8 @@ class Parent:
         chance = random.Random(7)
         self.rows = [[chance.randrange(1, 4096) for _ in range(length)] for length in (60, 1, 33, 0, 90)]
         self.prior = toedit.Prior.builtin(threads=2)
-        self.editor = toedit.Editor(self.prior, POLICY, seed=1)
-        self.scores = self.prior.score(self.rows, keep=[(0.0, 1.0)], k=POLICY.k)
+        self.editor = toedit.Editor(self.prior, policy(), seed=1)
+        self.scores = self.prior.score(self.rows, keep=[(0.0, 1.0)], k=policy().k)
         # Random ids are never likely, so their scores are made so.
         self.policy = toedit.Policy(threshold=1e-6, exclude_original=True)
         self.editor = toedit.Editor(self.prior, self.policy, seed=1)
@@ -161,7 +167,7 @@ class Parent:
         assert all(a.equals(b) for a, b in zip(again.log.columns, self.edited.log.columns, strict=True))
 
     def scores_anew(self) -> None:
-        assert self.prior.score(self.rows, keep=[(0.0, 1.0)], k=POLICY.k).equals(self.scores)
+        assert self.prior.score(self.rows, keep=[(0.0, 1.0)], k=policy().k).equals(self.scores)
 
     def works(self) -> None:
         self.edits()
@@ -268,7 +274,7 @@ def test_a_child_forks_before_it_does_anything() -> None:
 @program(60)
 def test_a_child_drops_and_collects_what_it_inherited() -> None:
     parent = Parent()
-    pieces = parent.prior.score(parent.rows, keep=POLICY)
+    pieces = parent.prior.score(parent.rows, keep=policy())
     held: dict[str, Any] = {
         "scores": parent.scores,
         "edited": parent.edited,
@@ -360,7 +366,7 @@ def test_handles_of_the_parent_are_refused() -> None:
         for handle in handles.values():
             for name, arguments in (
                 ("DescribePrior", (handle,)),
-                ("OpenEditor", (handle, POLICY.to_json())),
+                ("OpenEditor", (handle, policy().to_json())),
                 ("OpenScorer", (handle, "libonnxruntime.so", '{"threads": 1}')),
                 ("WaitScore", (handle, 1)),
                 ("CancelScore", (handle,)),
