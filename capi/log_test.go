@@ -71,8 +71,8 @@ type editedBatch struct {
 	log     *array.Struct
 }
 
-// with is a column of the log replaced.
-func with(t testing.TB, s *array.Struct, name string, column arrow.Array) *array.Struct {
+// withColumn is a batch with a column replaced.
+func withColumn(t testing.TB, s *array.Struct, name string, column arrow.Array) *array.Struct {
 	var columns []namedColumn
 	for i, f := range s.DataType().(*arrow.StructType).Fields() {
 		c := s.Field(i)
@@ -245,7 +245,7 @@ func TestLogsThatAreNotOfTheBatchAreRefused(t *testing.T) {
 		for i, v := range columnOf(t, log, name).(*array.Int64).Int64Values() {
 			changed = append(changed, change(i, v))
 		}
-		return with(t, log, name, fromJSON(t, i64, asJSON(t, changed)))
+		return withColumn(t, log, name, fromJSON(t, i64, asJSON(t, changed)))
 	}
 	first := func(v int64) func(int, int64) int64 {
 		return func(i int, old int64) int64 {
@@ -256,11 +256,11 @@ func TestLogsThatAreNotOfTheBatchAreRefused(t *testing.T) {
 		}
 	}
 	text := func(name, value string) *array.Struct {
-		return with(t, log, name, fromJSON(t, arrow.BinaryTypes.String, asJSON(t, slices.Repeat([]string{value}, n))))
+		return withColumn(t, log, name, fromJSON(t, arrow.BinaryTypes.String, asJSON(t, slices.Repeat([]string{value}, n))))
 	}
 	nulls := func(name string) *array.Struct {
 		dt := columnOf(t, log, name).DataType()
-		return with(t, log, name, array.MakeArrayOfNull(memory.DefaultAllocator, dt, n))
+		return withColumn(t, log, name, array.MakeArrayOfNull(memory.DefaultAllocator, dt, n))
 	}
 	part := func(from, to int) *array.Struct {
 		a := array.NewSlice(log, int64(from), int64(to))
@@ -284,9 +284,9 @@ func TestLogsThatAreNotOfTheBatchAreRefused(t *testing.T) {
 		{text("key", "another"), []string{`row 0: the log's key is "another", but the row's is "document 0"`}},
 		{nulls("row"), []string{"the log: row is null in row 0"}},
 		{nulls("ids_hash"), []string{"the log: ids_hash is null in row 0"}},
-		{with(t, log, "generation", columnOf(t, log, "row")), []string{"the log: column generation is int64", "toedit.log.SCHEMA"}},
-		{with(t, log, "ids_hash", columnOf(t, log, "edits_hash")), []string{"row 0, generation 0: the log's ids_hash is", "these ids have"}},
-		{with(t, log, "edits_hash", columnOf(t, log, "ids_hash")), []string{"the log's edits_hash is", "use it as it was written"}},
+		{withColumn(t, log, "generation", columnOf(t, log, "row")), []string{"the log: column generation is int64", "toedit.log.SCHEMA"}},
+		{withColumn(t, log, "ids_hash", columnOf(t, log, "edits_hash")), []string{"row 0, generation 0: the log's ids_hash is", "these ids have"}},
+		{withColumn(t, log, "edits_hash", columnOf(t, log, "ids_hash")), []string{"the log's edits_hash is", "use it as it was written"}},
 		{part(1, n), []string{"row 0, generation 0: the log's edit", "missing"}},
 	}
 	for _, c := range cases {

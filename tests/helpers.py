@@ -159,7 +159,7 @@ def assert_edits_equal(
     assert edited.expected_changes == pytest.approx(expected["expected_changes"], rel=1e-12, abs=0)
     log = [tuple(change[name] for name in ("row", "position", "old", "new", "band")) for change in edited.log.to_pylist()]
     assert log == [
-        (n, (offsets[n] if offsets else 0) + at, old, new, band)
+        (n, (offsets[n] if offsets else 0) + at, old, None if new == -1 else new, band)
         for n, row in enumerate(expected["rows"])
         for at, old, new, band in row["edits"]
     ]

@@ -54,7 +54,10 @@ def assert_equal(edited: toedit.Edited, rows: Rows, results: Sequence[oracle.Bat
     for counts, want in zip(edited.generations, results, strict=True):
         assert (counts.candidates, counts.changes, counts.protected) == (want["candidates"], want["changes"], want["protected"])
         assert counts.expected_changes == pytest.approx(want["expected_changes"], rel=1e-12)
-    log = [tuple(entry[name] for name in ("generation", "row", "position", "old", "new")) for entry in edited.log.to_pylist()]
+    log = [
+        tuple(entry[name] for name in ("generation", "row", "position", "old", "new", "band"))
+        for entry in edited.log.to_pylist()
+    ]
     assert log == [
         (g, n, *edit) for g, want in enumerate(results) for n, row in enumerate(want["rows"]) for edit in row["edits"]
     ]

@@ -133,17 +133,31 @@ class PendingLog:
     Args:
         prior: whose tokens they are.
         columns: what was edited, as the native library got it; they are kept.
-        log: what it logged: row, position, old, new (-1: dropped), logp and band of each edit.
+        log: what it logged.
         generation: 0 for the first.
     """
 
     __slots__ = ("_columns", "_generation", "_log", "_prior")
 
-    def __init__(self, prior: Prior, columns: dict[str, pa.Array], log: _bridge.ArrowOut, generation: int) -> None:
+    def __init__(
+        self, prior: Prior, columns: dict[str, pa.Array], log: _bridge.ArrowOut | pa.RecordBatch, generation: int
+    ) -> None:
         self._prior = prior
         self._columns = columns
-        self._log: _bridge.ArrowOut | pa.RecordBatch = log
+        self._log = log
         self._generation = generation
+
+    def small(self) -> pa.RecordBatch:
+        """row, position, old, new (-1: dropped), logp and band of each edit."""
+        # Of several threads one takes it over, under a lock that forks wait for.
+        with _bridge.importing:
+            if isinstance(self._log, _bridge.ArrowOut):
+                self._log = self._log.take()
+            return self._log
+
+    def without(self, withheld: pa.Array) -> PendingLog:
+        """The log without edits that were not made after all: true for each of them."""
+        return PendingLog(self._prior, self._columns, self.small().filter(pc.invert(withheld)), self._generation)
 
     def whole(self) -> pa.RecordBatch:
         """The columns of :data:`SCHEMA`.
@@ -151,21 +165,17 @@ class PendingLog:
         Raises:
             InputError: the batch was changed after it was edited.
         """
-        # Of several threads one takes it over, under a lock that forks wait for.
-        with _bridge.importing:
-            if isinstance(self._log, _bridge.ArrowOut):
-                self._log = self._log.take()
         try:
-            return self._completed(self._prior.handle, self._log)
+            return self._completed(self._prior.handle)
         except ClosedError:
             # The edits are made, and what their ids mean has not changed.
             with Prior(self._prior.path) as again:
-                return self._completed(again.handle, self._log)
+                return self._completed(again.handle)
 
-    def _completed(self, prior: int, log: pa.RecordBatch) -> pa.RecordBatch:
+    def _completed(self, prior: int) -> pa.RecordBatch:
         columns = {name: self._columns[name] for name in _COLUMNS if name in self._columns}
         columns["ids_hash"] = self._columns["scores"].field("ids_hash")
-        return _call("CompleteLog", (prior, self._generation), columns, _arrays(log))
+        return _call("CompleteLog", (prior, self._generation), columns, _arrays(self.small()))
 
 
 def joined(logs: list[pa.RecordBatch]) -> pa.RecordBatch:

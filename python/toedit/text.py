@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,8 +36,6 @@ class EditedText:
         text: the texts, in the container that came in (a list for other sequences than Arrow's).
         edited: the edit in tokens of the prior: an Arrow record batch with ``input_ids`` (list<int32>). What was withheld is in
             neither its ids, its log nor its changes.
-        log: that log, and for each edit the bytes [``start``, ``end``) of the original text (UTF-8, int64) that it replaced by
-            ``length`` bytes; null where the text stays, as with tokens that are masked only.
         withheld: edits that were drawn and not made, because the text would no longer be UTF-8 (the token is part of a
             character, as of an emoji, that the new token does not complete), or because the tokenizer does not tell which bytes
             are the token's.
@@ -50,11 +48,21 @@ class EditedText:
 
     text: Any
     edited: Edited
-    log: pa.RecordBatch
     withheld: int
     passed_through: int
     retokenised: float | None
-    input_ids: Any = None
+    input_ids: Any
+    places: InitVar[pa.RecordBatch]
+
+    def __post_init__(self, places: pa.RecordBatch) -> None:
+        object.__setattr__(self, "_places", places)
+
+    @functools.cached_property
+    def log(self) -> pa.RecordBatch:
+        """The log of the edit, and for each edit the bytes [``start``, ``end``) of the original text (UTF-8, int64) that it
+        replaced by ``length`` bytes; null where the text stays, as with tokens that are masked only."""
+        log, places = self.edited.log, self.__dict__["_places"]
+        return pa.RecordBatch.from_arrays([*log.columns, *places.columns], names=[*log.schema.names, *places.schema.names])
 
     @property
     def counts(self) -> Counts:
@@ -119,7 +127,7 @@ def edit_text(
     edited = editor.edit(pa.RecordBatch.from_arrays([_one(c) for c in columns.values()], names=list(columns)), epoch)
     editor.note(edited.counts, stacklevel=3)
 
-    log = edited.log
+    log = edited._logs[0].small()
     writes = _numpy(log, "old") != _numpy(log, "new")  # the others only mask the loss
     written = log.filter(pa.array(writes))
     out, places = place(
@@ -136,11 +144,11 @@ def edit_text(
     return EditedText(
         text=back(result),
         edited=edited,
-        log=_with_places(log, writes, places).filter(pa.array(made)),
         withheld=int((~made).sum()),
         passed_through=int((_numpy(out, "aligned") == 0).sum()),
         retokenised=_retokenised(prior_tokenizer, result, edited) if check else None,
         input_ids=None if projection is None else _project(projection, column, result, places, written, input_ids, texts),
+        places=_places(writes, places).filter(pa.array(made)),
     )
 
 
@@ -217,21 +225,22 @@ def _withhold(edited: Edited, ids: pa.Array, log: pa.RecordBatch, made: np.ndarr
     result.counts = replace(
         edited.counts, changes=edited.changes - int((~made).sum()) + dropped, dropped=edited.counts.dropped - dropped
     )
-    result.generations, result._log = [result.counts], kept
+    result.generations, result._logs, result._log = [result.counts], [edited._logs[0].without(pa.array(~made))], None
     return result
 
 
-def _with_places(log: pa.RecordBatch, writes: np.ndarray[Any, Any], places: pa.RecordBatch) -> pa.RecordBatch:
-    """The log with the bytes that each edit replaced, null where it wrote nothing."""
+def _places(writes: np.ndarray[Any, Any], places: pa.RecordBatch) -> pa.RecordBatch:
+    """The bytes that each edit replaced, null where it wrote nothing."""
+    columns = {}
     for name in ("start", "end", "length"):
-        values = np.zeros(log.num_rows, np.int64)
+        values = np.zeros(len(writes), np.int64)
         values[writes] = _numpy(places, name)
-        log = log.append_column(name, pa.array(values, mask=~writes))
-    return log
+        columns[name] = pa.array(values, mask=~writes)
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def _retokenised(tokenizer: Tokenizer, texts: pa.Array, edited: Edited) -> float:
-    rows = np.unique(_numpy(edited.log, "row"))
+    rows = np.unique(_numpy(edited._logs[0].small(), "row"))
     if len(rows) == 0:
         return 0.0
     again = tokenise(tokenizer, texts.take(pa.array(rows)).to_pylist())
