@@ -220,6 +220,9 @@ def test_drop_and_mask(byte_level: Family) -> None:
         assert after.encode() == spliced(before, edits, [b""] * len(edits))
         row = result.edited["input_ids"][i].as_py()
         assert byte_level.tokenizer.decode(row, skip_special_tokens=False) == after
+    # The log is of what was made: it takes the edits back although some were withheld.
+    back = toedit.revert_log(result.edited.batch, result.log)
+    assert back["input_ids"].to_pylist() == [byte_level.tokenizer.encode(text).ids for text in TEXTS]
 
 
 def test_retokenised_is_the_share_that_splits_otherwise(family: Family) -> None:
