@@ -19,6 +19,9 @@ import helpers
 import oracle
 import toedit
 
+# A repository of its own: test_example_repository.py runs its tests as its users would.
+collect_ignore = ["example_repository"]
+
 _PASSED = pytest.StashKey[bool]()
 
 
