@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +156,32 @@ def test_statistics(prior: toedit.Prior, rows: list[list[int]], scores: pa.Struc
     names: dict[str, Any] = {"toedit": toedit, "editor": toedit.Editor(prior), "batch": batch, "parts": parts}
     exec(block("editor.statistics"), names)
     assert names["total"] == names["statistics"]
+
+
+def test_test_your_pipeline(prior: toedit.Prior, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch", reason="the loader is torch's")
+    from toedit import testing
+    from toedit.torch import EditCollator
+
+    module = types.ModuleType("my_training")
+    module.read = lambda: [{"input_ids": row} for row in rows[:8]]
+    module.score = lambda rows, editor: [
+        {**row, "scores": of_row}
+        for row, of_row in zip(rows, editor.prior.score(rows, keep=editor.policy).to_pylist(), strict=True)
+    ]
+    module.loader = lambda rows, editor, workers=0: torch.utils.data.DataLoader(
+        rows, batch_size=4, shuffle=True, num_workers=workers, collate_fn=EditCollator(editor, list)
+    )
+    monkeypatch.setitem(sys.modules, "my_training", module)
+    editor = toedit.Editor(prior, toedit.Policy(threshold=0.5, exclude_original=True))
+    names: dict[str, Any] = {}
+    exec(block("import my_training"), names)
+    names["test_batches_repeat"](editor, testing.assert_deterministic)
+    names["test_only_candidates_change"](editor, functools.partial(testing.assert_only_candidates_changed, editor=editor))
+
+
+def test_the_store(prior: toedit.Prior, rows: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"toedit": toedit, "prior": prior, "policy": toedit.Policy(threshold=0.9), "batch": rows[:6]}
+    exec(block("ScoreStore"), names)
+    assert names["store"].stats()["misses"] == 6
