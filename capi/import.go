@@ -4,6 +4,7 @@ package capi
 import "C"
 
 import (
+	"slices"
 	"unsafe"
 
 	"github.com/apache/arrow/go/v17/arrow"
@@ -66,14 +67,14 @@ func importBatch(arrayAddr, schemaAddr Address) (*arrowBatch, error) {
 
 // only refuses columns that the entry point does not know: a misspelt one would otherwise be ignored in silence.
 func (b *arrowBatch) only(names ...string) error {
-	known := map[string]bool{}
-	for _, n := range names {
-		known[n] = true
-	}
+	unknown := ""
 	for n := range b.types {
-		if !known[n] {
-			return fail(Input, "column %q is not known here; pass only %q", n, names)
+		if !slices.Contains(names, n) && (unknown == "" || n < unknown) { // the same one is named every time
+			unknown = n
 		}
+	}
+	if unknown != "" {
+		return fail(Input, "column %q is not known here; pass only %q", unknown, names)
 	}
 	return nil
 }
