@@ -67,14 +67,14 @@ func importBatch(arrayAddr, schemaAddr Address) (*arrowBatch, error) {
 
 // only refuses columns that the entry point does not know: a misspelt one would otherwise be ignored in silence.
 func (b *arrowBatch) only(names ...string) error {
-	unknown := ""
+	var unknown []string
 	for n := range b.types {
-		if !slices.Contains(names, n) && (unknown == "" || n < unknown) { // the same one is named every time
-			unknown = n
+		if !slices.Contains(names, n) {
+			unknown = append(unknown, n)
 		}
 	}
-	if unknown != "" {
-		return fail(Input, "column %q is not known here; pass only %q", unknown, names)
+	if len(unknown) > 0 {
+		return fail(Input, "column %q is not known here; pass only %q", slices.Min(unknown), names) // the same one every time
 	}
 	return nil
 }

@@ -156,7 +156,7 @@ func TestTextRefuses(t *testing.T) {
 		{EditText, tableOf(t, one, ids), tokenEdits(t, "[0, 0]", "[0, 0]", "[1, 1]"), "positions must ascend"},
 		{EditText, tableOf(t, one, ids), tokenEdits(t, "[0]", "[0]", "[8]"), "its new id is 8"},
 		{EditText, tableOf(t, one, ids), tokenEdits(t, "[0]", "[null]", "[8]"), "edit 0: its position is null"},
-		{EditText, tableOf(t, one, ids), placeEdits(t, "[]", "[]", "[]", "[]"), `column "length" is not known`},
+		{EditText, tableOf(t, one, ids), placeEdits(t, "[]", "[]", "[]", "[]"), `column "end" is not known`},
 		{EditText, tableOf(t, one, ids), tableOf(t, [3]any{"row", i64, "[0]"}), "column position is missing"},
 		{Stretches, tableOf(t, one, ids), placeEdits(t, "[]", "[]", "[]", "[]"), "no column edited"},
 		{Stretches, edited(`["ab"]`), placeEdits(t, "[0]", "[0]", "[1]", "[1]"), "its edited text has 2 bytes, but its edits make 1 of it"},
