@@ -494,11 +494,11 @@ def test_iterating_without_a_loader(editor: toedit.Editor, data: list[Row]) -> N
 def test_errors_of_rows_reach_the_trainer(editor: toedit.Editor, data: list[Row]) -> None:
     bad = [*data[:3], {**data[3], "input_ids": [10**6]}]
     with pytest.raises(toedit.Error, match="row 3"):
-        EditCollator(editor, by_name)(bad)
+        EditCollator(editor, by_name, on_error="raise")(bad)
     with pytest.raises(toedit.ScoresError, match="row 0"):
-        EditedDataset([{**data[0], "input_ids": data[1]["input_ids"]}], editor)[0]
+        EditedDataset([{**data[0], "input_ids": data[1]["input_ids"]}], editor, on_error="raise")[0]
     with pytest.raises(toedit.Error, match="row 3"):
-        gathered(loader(bad, 4, EditCollator(editor, by_name), 1, "fork"))
+        gathered(loader(bad, 4, EditCollator(editor, by_name, on_error="raise"), 1, "fork"))
 
 
 # Pickling

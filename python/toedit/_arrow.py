@@ -209,6 +209,9 @@ def _open_rows(rows: Sequence[Mapping[str, Any]]) -> Batch:
         except KeyError:
             lacking = next(i for i, row in enumerate(rows) if name not in row)
             raise InputError(f"row {lacking} has no {name!r}, but row 0 has; give every row the same columns") from None
+        except TypeError:
+            n, row = next((n, row) for n, row in enumerate(rows) if not isinstance(row, Mapping))
+            raise InputError(f"row {n} is a {type(row).__name__}, but row 0 a mapping") from None
 
     def column(name: str) -> tuple[pa.Array, Back]:
         return to_arrow(values(name), name)

@@ -11,6 +11,7 @@ __all__ = [
     "MemoryWarning",
     "MissingDependencyError",
     "PriorError",
+    "RowErrorWarning",
     "ScoresError",
     "ScoringError",
     "StoreWarning",
@@ -64,6 +65,10 @@ class StoreWarning(UserWarning):
 
 class ExpectedChangesWarning(UserWarning):
     """The policy is expected to change less than one token in a thousand."""
+
+
+class RowErrorWarning(UserWarning):
+    """A row could not be edited, and was passed on as it is or left out."""
 
 
 class IdentityWarning(UserWarning):

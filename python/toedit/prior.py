@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -38,6 +39,9 @@ _SETTINGS: dict[str, Any] = {
 }
 # Python looks for Ctrl-C between two slices of waiting.
 _SLICE_MS = 50
+# Only the main thread sees Ctrl-C. Another one may put a function here, as its own ``check``, that is called between two
+# slices of waiting and raises to end them.
+waiting = threading.local()
 # Scored tokens after which a mean ln P below chance is put down to the tokenizer.
 _TOKENIZER_CHECK = 10_000
 
@@ -241,7 +245,10 @@ class Prior:
         job = 0
         try:
             job = _bridge.call("StartScore", scorer, given.array, given.schema, json.dumps(options))
+            check = getattr(waiting, "check", None)
             while not _bridge.call("WaitScore", job, _SLICE_MS):
+                if check is not None:
+                    check()
                 if progress is not None:
                     progress(_bridge.call("ScoredTokens", job), total)
         except BaseException:

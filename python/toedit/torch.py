@@ -1,157 +1,39 @@
-"""Editing inside PyTorch data loading: a collate function and a dataset; and scoring with a PyTorch model (:func:`score`).
+"""Editing inside PyTorch data loading: a collate function, a dataset and a loader; and scoring with a PyTorch model
+(:func:`score`).
 
 The first two edit in whatever process the DataLoader runs them in, with the same result. ``set_epoch`` reaches workers that are
-alive already (``persistent_workers=True``), and counts add up across workers: both live in shared memory.
+alive already (``persistent_workers=True``), and counts add up across workers: both live in shared memory. The loader edits what
+any other loader has collated, in a thread beside the training step.
 """
 
 from __future__ import annotations
 
-import ctypes
-import sys
+import copy
+import functools
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from concurrent.futures import Future
 from typing import Any
 
-import pyarrow as pa
-
-from toedit import _bridge
-from toedit._align import set_labels
-from toedit._arrow import PAIR_COLUMNS, RANGES
-from toedit._errors import InputError, MissingDependencyError
-from toedit.editor import LABELS, SCORES, Counts, Edited, Editor, _integer, few_expected, warn_if_few_expected
+from toedit._errors import MissingDependencyError
 
 try:
     import torch
-    from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
+    from torch.utils.data import Dataset, IterableDataset, default_collate
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise MissingDependencyError("toedit.torch needs PyTorch: pip install 'toedit[torch]'") from error
 
+from toedit._align import set_labels
+from toedit._background import Background
+from toedit._editing import Editing, NothingLeft
+from toedit._rows import Fields, mapping
 from toedit._torch_score import score
+from toedit.editor import Editor, _integer
 
-__all__ = ["EditCollator", "EditedDataset", "score"]
-
-_FIELDS = [f.name for f in fields(Counts)]
-# Shared counters are integers, which processes can add to atomically and in any order; expected changes are counted in
-# millionths.
-_EXPECTED_UNIT = 1e-6
+__all__ = ["EditCollator", "EditedDataset", "EditingLoader", "score"]
 
 
-def _in_shared_memory(tensor: torch.Tensor) -> torch.Tensor:
-    shared: torch.Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]
-    return shared
-
-
-class _Shared:
-    """The epoch of one collator or dataset and its counts, a row for each generation, seen by all its workers.
-
-    torch's own pickling for workers hands the memory over; plain pickling copies the values.
-    """
-
-    def __init__(self, generations: int) -> None:
-        self.epoch = _in_shared_memory(torch.zeros(1, dtype=torch.int64))
-        self.counters = _in_shared_memory(torch.zeros(generations, len(_FIELDS), dtype=torch.int64))
-        self.warned = _in_shared_memory(torch.zeros(1, dtype=torch.bool))
-
-    def __setstate__(self, state: dict[str, torch.Tensor]) -> None:
-        self.__dict__.update({name: _in_shared_memory(tensor) for name, tensor in state.items()})
-
-    def add(self, generations: list[Counts]) -> None:
-        n = self.counters.numel()
-        values = (ctypes.c_int64 * n)(*(self._stored(name, getattr(c, name)) for c in generations for name in _FIELDS))
-        _bridge.call("AddCounters", self.counters.data_ptr(), ctypes.addressof(values), n)
-
-    @staticmethod
-    def _stored(name: str, value: float) -> int:
-        return round(value / _EXPECTED_UNIT) if name == "expected_changes" else int(value)
-
-    def generations(self) -> list[Counts]:
-        rows = [dict(zip(_FIELDS, row, strict=True)) for row in self.counters.tolist()]
-        return [Counts(**{**row, "expected_changes": row["expected_changes"] * _EXPECTED_UNIT}) for row in rows]
-
-    def counts(self) -> Counts:
-        return Counts.of_generations(self.generations())
-
-    def warn_once(self) -> None:
-        """Worker 0 speaks for all, of which two could not tell who of them is first."""
-        worker = get_worker_info()
-        if self.warned or (worker is not None and worker.id > 0):
-            return
-        counts = self.counts()
-        if few_expected(counts.tokens, counts.expected_changes) is not None:
-            self.warned[0] = True
-            warn_if_few_expected(counts.tokens, counts.expected_changes, stacklevel=4)
-
-
-def _leave_out_of_fingerprints() -> None:
-    """Keep epoch and counts out of Hugging Face datasets' fingerprints, which hash the pickle of what they cache."""
-    dill = sys.modules.get("datasets.utils._dill")
-    if dill is not None and _Shared not in dill.Pickler.dispatch:
-        dill.pklregister(_Shared)(lambda pickler, obj: pickler.save_reduce(_Shared, (len(obj.counters),), obj=obj))
-
-
-class _Editing:
-    """What the collator and the dataset have in common."""
-
-    def __init__(self, editor: Editor) -> None:
-        if not isinstance(editor, Editor):
-            raise TypeError(f"editor is a {type(editor).__name__}; it must be a toedit.Editor")
-        self.editor = editor
-        policy = editor.policy
-        # Whether labels are to be others than the edited ids.
-        self._sets_labels = policy.labels == "original" or any(b.action == "mask_loss" for b in policy.candidate_bands)
-        self._shared = _Shared(editor.generations)
-
-    def __getstate__(self) -> dict[str, Any]:
-        _leave_out_of_fingerprints()
-        return self.__dict__
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that batches are edited for."""
-        return int(self._shared.epoch[0])
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, in every worker. Call it before ``iter(loader)``: what workers have prefetched keeps its own.
-
-        Args:
-            epoch: 0 to 2**32 - 1.
-        """
-        self._shared.epoch[0] = _integer("epoch", epoch, 2**32 - 1)
-
-    def stats(self) -> Counts:
-        """What was met and done so far, by all workers of all epochs."""
-        return self._shared.counts()
-
-    def generation_stats(self) -> list[Counts]:
-        """The same for each generation of the editor."""
-        return self._shared.generations()
-
-    def _edit(self, rows: Any, targets: bool = False) -> Edited:
-        """Edit rows and count what was done."""
-        edited = self.editor.edit(rows, self.epoch, targets)
-        self._shared.add(edited.generations)
-        self._shared.warn_once()
-        return edited
-
-    def _left(self, edited: Edited) -> Any:
-        """The edited rows without the columns that only editing needs."""
-        spent = {SCORES, "protected_mask", self.editor.key, self.editor.offset}
-        if RANGES in edited:
-            spent |= set(PAIR_COLUMNS)
-        return _without(edited.batch, [name for name in edited if name in spent])
-
-
-def _without(batch: Any, names: list[str]) -> Any:
-    if not names:
-        return batch
-    if isinstance(batch, (pa.Table, pa.RecordBatch)):
-        return batch.drop_columns(names)
-    if isinstance(batch, Mapping):
-        return {name: values for name, values in batch.items() if name not in names}
-    return [{name: value for name, value in row.items() if name not in names} for row in batch]
-
-
-class EditCollator(_Editing):
+class EditCollator(Editing):
     """A collate function that edits rows before another one makes a batch of them.
 
     ``labels`` follow ``input_ids``: they stay -100 where they are, and such tokens are not edited. Collate functions that
@@ -166,77 +48,362 @@ class EditCollator(_Editing):
     Args:
         editor: what edits.
         collate_fn: makes a batch of the edited rows; torch's ``default_collate`` without one.
+        fields: what the elements of rows are that are no mappings with the names that editing knows: the names of a tuple's
+            elements in order (``("input_ids", "labels")``; None: no matter), or a name for each index or key that has one
+            (``{"tokens": "input_ids"}``), or the index or key of the ids alone. Rows keep their form.
+        targets: "aligned": labels are the ids at the same places (as Hugging Face has them). "shifted": each label is the
+            next id (x and y of nanoGPT). Then inputs and targets are read as one row of length + 1, which is what scores must
+            be of, and come back as inputs x' and targets y' with ``y'[t] == x'[t + 1]``, where y was not masked.
+        on_error: what becomes of a row that cannot be edited (an id that is out of the vocabulary, scores of other ids):
+            "keep" passes it on unedited, "drop" leaves it out, "raise" raises. The first one is warned of, all are counted in
+            :attr:`errors`. Where none of the first rows can be edited, that is an error always.
+        error_column: the name of a column that is added to rows (mappings): what was wrong with it, "" where nothing was.
 
     Raises (when called):
         InputError: a row or a value cannot be used, or the policy's labels cannot be set because a row is not there, as it
             was edited, in what collate_fn returned; the message names the row, and what differs.
+        ScoresError: the scores are of other ids, another prior, or do not hold what the policy needs.
     """
 
-    def __init__(self, editor: Editor, collate_fn: Callable[[Any], Any] | None = None) -> None:
-        super().__init__(editor)
+    def __init__(
+        self,
+        editor: Editor,
+        collate_fn: Callable[[Any], Any] | None = None,
+        *,
+        fields: Fields | None = None,
+        targets: str = "aligned",
+        on_error: str = "keep",
+        error_column: str | None = None,
+    ) -> None:
+        super().__init__(editor, fields, targets, on_error, error_column)
         self.collate_fn = default_collate if collate_fn is None else collate_fn
 
     def __call__(self, rows: Any) -> Any:
-        edited = self._edit(rows, self._sets_labels)
-        batch = self.collate_fn(self._left(edited))
-        return batch if edited.targets is None else set_labels(batch, *edited.targets.columns)
+        # Shifted targets are columns of the rows, and were set there.
+        later = self._sets_labels and not self._form.shifted
+        edited = self._edit(rows, self.epoch, targets=later)
+        batch = self.collate_fn(edited.batch)
+        return batch if edited.targets is None else set_labels(batch, *edited.targets)
 
 
-class EditedDataset(_Editing, Dataset[Any]):
+class EditedDataset(Editing, Dataset[Any]):
     """A dataset whose rows are edited as they are read: map-style or iterable, as the one it wraps.
 
     Scores, key and offset columns are removed, as :class:`EditCollator` does. Where rows carry no scores, prefer
     EditCollator: it scores a whole batch at a time, a dataset only the rows that are asked for together.
 
+    It has ``state_dict`` and ``load_state_dict`` where the dataset has, and its iterators where the dataset's have: editing
+    itself has no state but the epoch, which is set by :meth:`set_epoch` after a restart as before it.
+
     Args:
-        dataset: rows are mappings with ``input_ids``, or ids alone. They must have ``labels`` where the policy has
-            ``labels="original"`` or a band that masks loss; a collate function must then take them as they are.
+        dataset: rows are mappings with ``input_ids``, ids alone, or what *fields* says. They must have ``labels`` where the
+            policy has ``labels="original"`` or a band that masks loss; a collate function must then take them as they are.
         editor: what edits.
+        fields, targets, on_error, error_column: as for :class:`EditCollator`. A row that is asked for alone, by its index,
+            cannot be left out: with "drop" that raises.
     """
 
-    def __new__(cls, dataset: Any, editor: Editor) -> EditedDataset:
+    def __new__(cls, dataset: Any, *_: Any, **__: Any) -> EditedDataset:
+        if cls is not EditedDataset:
+            return super().__new__(cls)
         iterable = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
-        return super().__new__(_EditedIterableDataset if cls is EditedDataset and iterable else cls)
+        if _stateful(dataset):
+            return super().__new__(_StatefulIterableDataset if iterable else _StatefulDataset)
+        return super().__new__(_EditedIterableDataset if iterable else cls)
 
-    def __getnewargs__(self) -> tuple[Any, Editor]:
-        return self.dataset, self.editor
+    def __getnewargs__(self) -> tuple[Any]:
+        return (self.dataset,)
 
-    def __init__(self, dataset: Any, editor: Editor) -> None:
-        super().__init__(editor)
+    def __init__(
+        self,
+        dataset: Any,
+        editor: Editor,
+        *,
+        fields: Fields | None = None,
+        targets: str = "aligned",
+        on_error: str = "keep",
+        error_column: str | None = None,
+    ) -> None:
+        super().__init__(editor, fields, targets, on_error, error_column)
         self.dataset = dataset
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch here, in every worker, and in the wrapped dataset if it has one."""
         super().set_epoch(epoch)
-        inner = getattr(self.dataset, "set_epoch", None)
-        if callable(inner):
-            inner(epoch)
+        _set_epoch(self.dataset, epoch)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._labelled(self._edit([self.dataset[index]]))[0]
+        return self._edit([self.dataset[index]], self.epoch).batch[0]
 
     def __getitems__(self, indices: list[Any]) -> list[Any]:
         many = getattr(self.dataset, "__getitems__", None)
         rows = many(indices) if callable(many) else [self.dataset[i] for i in indices]
-        edited: list[Any] = self._labelled(self._edit(rows))
+        edited: list[Any] = self._edit(rows, self.epoch).batch
         return edited
-
-    def _labelled(self, edited: Edited) -> Any:
-        """The edited rows. Labels that a collate function makes later would be the edited ids."""
-        if self._sets_labels and LABELS not in edited:
-            raise InputError(
-                f"the policy sets labels, but the rows have no column {LABELS!r}; give them labels, or edit with EditCollator, "
-                "which sets those that its collate_fn makes"
-            )
-        return self._left(edited)
 
 
 class _EditedIterableDataset(EditedDataset, IterableDataset[Any]):
     """EditedDataset over a dataset that can only be iterated."""
 
     def __iter__(self) -> Iterator[Any]:
-        for row in self.dataset:
-            yield self._labelled(self._edit([row]))[0]
+        rows = iter(self.dataset)
+        return _StatefulRows(self, rows) if _stateful(rows) else _Rows(self, rows)
+
+
+class _Rows:
+    """The edited rows of an iterable dataset."""
+
+    def __init__(self, editing: Editing, rows: Iterator[Any]) -> None:
+        self._editing = editing
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        for row in self._rows:
+            try:
+                return self._editing._edit([row], self._editing.epoch).batch[0]
+            except NothingLeft:
+                continue
+        raise StopIteration
+
+
+# Frameworks ask whether a class has both methods, so there is one of each kind.
+
+
+class _StatefulRows(_Rows):
+    def state_dict(self) -> Any:
+        return self._rows.state_dict()  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: Any) -> None:
+        self._rows.load_state_dict(state)  # type: ignore[attr-defined]
+
+
+class _StatefulDataset(EditedDataset):
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        return self.dataset.state_dict(*args, **options)
+
+    def load_state_dict(self, state: Any) -> None:
+        self.dataset.load_state_dict(state)
+
+
+class _StatefulIterableDataset(_StatefulDataset, _EditedIterableDataset):
+    pass
+
+
+def _stateful(source: Any) -> bool:
+    return all(callable(getattr(source, name, None)) for name in ("state_dict", "load_state_dict"))
+
+
+def _set_epoch(source: Any, epoch: int) -> None:
+    inner = getattr(source, "set_epoch", None)
+    if callable(inner):
+        inner(epoch)
+
+
+class EditingLoader(Editing):
+    """Edits the batches of any loader, in a thread beside the training step.
+
+    The next batches are fetched from the loader in the thread that iterates, and edited (scored, where they carry no scores)
+    in the background, while that thread is busy with its step; Python's lock is released there. So scoring costs no time where
+    the step leaves the prior its resources: a GPU that waits for data, or cores that the step does not use
+    (``Prior(path, threads=n)`` bounds those that scoring takes). For training data only.
+
+    Each pass is another epoch, counted from 0 or from what :meth:`set_epoch` set. Every other attribute is the loader's. Where
+    the loader has ``state_dict`` and ``load_state_dict`` (torchdata's StatefulDataLoader) so has this one: the state is that
+    of the batches that were handed out, not of those that are prefetched.
+
+    Args:
+        loader: gives collated batches: mappings with ``input_ids`` (and ``attention_mask``, where rows are padded; ``labels``
+            where the policy sets them), ids alone, or what *fields* says (``("input_ids", "labels")`` for pairs). They may have
+            the columns that editing knows (key, offset, scores), which are removed.
+        editor: what edits.
+        prefetch: how many batches may be edited before they are asked for. 0: nothing is done in the background.
+        fields, targets, on_error, error_column: as for :class:`EditCollator`, of whole batches. With "drop" a batch of which
+            nothing is left is passed over.
+
+    Raises (when iterated):
+        InputError, ScoresError: as :class:`EditCollator`, where the batch is handed out.
+    """
+
+    def __new__(cls, loader: Any, *_: Any, **__: Any) -> EditingLoader:
+        return super().__new__(_StatefulLoader if cls is EditingLoader and _stateful(loader) else cls)
+
+    def __init__(
+        self,
+        loader: Any,
+        editor: Editor,
+        prefetch: int = 2,
+        *,
+        fields: Fields | None = None,
+        targets: str = "aligned",
+        on_error: str = "keep",
+        error_column: str | None = None,
+    ) -> None:
+        super().__init__(editor, fields, targets, on_error, error_column)
+        if not hasattr(loader, "__iter__"):
+            raise TypeError(f"loader is a {type(loader).__name__}, which cannot be iterated")
+        self.loader = loader
+        self.prefetch = _integer("prefetch", prefetch, 2**16)
+        self._begun = False  # a pass of this epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next pass, here and in the loader, its samplers and its dataset where they have one.
+
+        Args:
+            epoch: 0 to 2**32 - 1.
+        """
+        super().set_epoch(epoch)
+        self._begun = False
+        samplers = [getattr(self.loader, name, None) for name in ("sampler", "batch_sampler")]
+        samplers += [getattr(sampler, "sampler", None) for sampler in samplers]
+        for source in (self.loader, *samplers, getattr(self.loader, "dataset", None)):
+            _set_epoch(source, epoch)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or "loader" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._begun:
+            super().set_epoch(self.epoch + 1)
+        self._begun = True
+        return _Batches(self, iter(self.loader), self.epoch)
+
+    def _job(self, batch: Any, epoch: int) -> Any:
+        edited = self._edit(batch, epoch, collated=True).batch
+        return _pinned_like(batch, edited) if getattr(self.loader, "pin_memory", False) else edited
+
+    def _state(self) -> Any:
+        """The loader's state now, if it has any."""
+
+    def _handed_out(self, epoch: int, state: Any) -> None:
+        """Take note of the state behind the batch that was handed out last, and of the next one's epoch."""
+
+
+class _StatefulLoader(EditingLoader):
+    _last: tuple[int, Any] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        if self._last is not None:
+            self._last = self.epoch, self._last[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        epoch, state = self._last or (self.epoch, self._state())
+        return {"epoch": epoch, "loader": state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        Editing.set_epoch(self, state["epoch"])
+        self._begun = False
+        self._last = None
+        self.loader.load_state_dict(state["loader"])
+
+    def _state(self) -> Any:
+        # What a loader returns may be its own, which goes on.
+        return copy.deepcopy(self.loader.state_dict())
+
+    def _handed_out(self, epoch: int, state: Any) -> None:
+        self._last = epoch, state
+
+
+class _Batches:
+    """One pass of an EditingLoader.
+
+    Batches are fetched by the thread that iterates: loaders may draw random numbers, fork and take note of their state there,
+    as they do without toedit, and Ctrl-C ends them. Only editing is left to the background.
+    """
+
+    def __init__(self, loader: EditingLoader, batches: Iterator[Any], epoch: int) -> None:
+        self._loader = loader
+        self._batches = batches
+        self._epoch = epoch
+        self._background = Background() if loader.prefetch > 0 else None
+        # What is being edited, with the loader's state behind it.
+        self._ahead: deque[tuple[Future[Any], Any]] = deque()
+        self._end: tuple[int, Any] | None = None  # what to note behind the last batch, once all were fetched
+        self._done = False
+        loader._handed_out(epoch, loader._state())
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        while not self._done:
+            while self._end is None and len(self._ahead) <= self._loader.prefetch:
+                self._fetch()
+            if not self._ahead:
+                self._finish()
+                break
+            future, state = self._ahead[0]
+            batch = None
+            try:
+                batch = future.result()  # Ctrl-C leaves it where it is
+            except NothingLeft:
+                pass
+            except Exception:
+                self._close()
+                raise
+            self._ahead.popleft()
+            self._loader._handed_out(self._epoch, state)
+            if batch is not None:
+                return batch
+        raise StopIteration
+
+    def _fetch(self) -> None:
+        """Fetch a batch and have it edited. What goes wrong is raised where the batch would have been handed out."""
+        future: Future[Any]
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            self._end = self._epoch + 1, self._loader._state()
+            return
+        except Exception as error:
+            future = Future()
+            future.set_exception(error)
+            self._end = self._epoch, None
+            self._ahead.append((future, None))
+        else:
+            job = functools.partial(self._loader._job, batch, self._epoch)
+            if self._background is None:
+                future = Future()
+                try:
+                    future.set_result(job())
+                except Exception as error:
+                    future.set_exception(error)
+            else:
+                future = self._background.submit(job)
+            self._ahead.append((future, self._loader._state()))
+
+    def _finish(self) -> None:
+        if self._end is not None:
+            self._loader._handed_out(*self._end)
+        self._close()
+
+    def _close(self) -> None:
+        self._done = True
+        self._ahead.clear()
+        if self._background is not None:
+            self._background.stop()
+
+
+def _pinned_like(before: Any, after: Any) -> Any:
+    """A batch in which tensors are in pinned memory where they were before they were edited."""
+    if isinstance(after, torch.Tensor):
+        pins = isinstance(before, torch.Tensor) and before.is_pinned() and not after.is_pinned()
+        return after.pin_memory() if pins else after
+    if isinstance(after, Mapping):
+        changed = {name: _pinned_like(before.get(name), value) for name, value in after.items()}
+        return mapping(after, changed, ())
+    if isinstance(after, (tuple, list)) and len(after) == len(before):
+        elements = [_pinned_like(b, a) for b, a in zip(before, after, strict=True)]
+        return type(after)(*elements) if hasattr(after, "_fields") else type(after)(elements)
+    return after
