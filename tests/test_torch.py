@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import multiprocessing
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -39,6 +41,9 @@ Ids = dict[str, list[int]]
 POLICY = toedit.Policy(threshold=0.3, temperature=1.5)
 # A worker that hangs becomes an error.
 TIMEOUT = 60
+
+# The server that forks workers imports torch once for all of them.
+multiprocessing.set_forkserver_preload(["torch"])
 
 
 @pytest.fixture(scope="module")
@@ -120,42 +125,59 @@ def counted(counts: toedit.editor.Counts) -> dict[str, Any]:
 # The same bytes
 
 
-# Each value of a column meets each value of the others at least once, or nearly.
-@pytest.mark.parametrize(
-    ("workers", "method", "batch_size", "shuffle", "stored"),
-    [
-        (0, None, 1, True, False),
-        (0, None, 7, False, True),
-        (0, None, 64, False, False),
-        (1, "fork", 7, True, False),
-        (2, "fork", 64, False, True),
-        (2, "fork", 7, True, False),
-        (4, "fork", 1, True, True),
-        (2, "spawn", 7, True, False),
-        (1, "spawn", 64, False, True),
-        (1, "forkserver", 1, False, True),
-        (2, "forkserver", 64, True, False),
-    ],
-)
+MATRIX = [
+    # workers, method, persistent, batch size, shuffled, scores stored
+    (0, None, False, 1, True, False),
+    (0, None, False, 7, False, True),
+    (0, None, False, 64, True, True),
+    (1, "fork", True, 1, False, True),
+    (1, "spawn", False, 7, True, False),
+    (1, "forkserver", False, 64, False, True),
+    (2, "fork", False, 7, True, False),
+    (2, "spawn", True, 64, False, False),
+    (2, "forkserver", True, 1, True, True),
+    (4, "fork", True, 64, True, False),
+    (4, "spawn", False, 1, False, True),
+    (4, "forkserver", True, 7, False, False),
+]
+
+
+def test_the_matrix_covers_all_pairs() -> None:
+    """Each value of a column meets each value of every other, but for those that go with worker processes alone."""
+    columns = [set(column) for column in zip(*MATRIX, strict=True)]
+    for i, j in itertools.combinations(range(len(columns)), 2):
+        wanted = set(itertools.product(columns[i], columns[j]))
+        met = {(case[i], case[j]) for case in MATRIX}
+        assert all({0, None} & set(pair) for pair in wanted - met), (i, j)
+
+
+@pytest.mark.parametrize(("workers", "method", "persistent", "batch_size", "shuffle", "stored"), MATRIX)
 def test_the_same_bytes_however_rows_are_loaded(
     editor: toedit.Editor,
     data: list[Row],
     fresh: list[Row],
     workers: int,
     method: str | None,
+    persistent: bool,
     batch_size: int,
     shuffle: bool,
     stored: bool,
 ) -> None:
-    expected, counts = edited_by_hand(editor, data)
-    assert counts.changes > 20
     collator = EditCollator(editor, by_name)
-    loading = loader(data if stored else fresh, batch_size, collator, workers, method, shuffle=shuffle)
-    assert gathered(loading) == expected
-    assert counted(collator.stats()) == counted(counts)
+    options = {"shuffle": shuffle, "persistent_workers": persistent}
+    loading = loader(data if stored else fresh, batch_size, collator, workers, method, **options)
+    # Another epoch is another start of the workers, which cost seconds where they import torch, or none where they live on.
+    for epoch in range(2 if persistent or method in (None, "fork") else 1):
+        collator.set_epoch(epoch)
+        before = collator.stats()
+        expected, counts = edited_by_hand(editor, data, epoch)
+        assert counts.changes > 20
+        assert gathered(loading) == expected
+        before.add(counts)
+        assert counted(collator.stats()) == counted(before)
 
 
-@pytest.mark.parametrize(("workers", "method"), [(0, None), (2, "fork"), (1, "spawn")])
+@pytest.mark.parametrize(("workers", "method"), [(0, None), (2, "fork")])
 def test_set_epoch_reaches_workers_that_live_on(
     editor: toedit.Editor, data: list[Row], workers: int, method: str | None
 ) -> None:
