@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import multiprocessing
@@ -19,7 +20,16 @@ import pyarrow.compute as pc
 
 from toedit import _arrow, _bridge, _cuda, _runtime
 from toedit._arrow import SCORES_TYPE
-from toedit._errors import ClosedError, InputError, MemoryWarning, MissingDependencyError, ScoringError, TokenizerWarning
+from toedit._errors import (
+    ClosedError,
+    Error,
+    InputError,
+    MemoryWarning,
+    MissingDependencyError,
+    PriorError,
+    ScoringError,
+    TokenizerWarning,
+)
 from toedit.policy import Policy
 
 __all__ = ["SCORES_TYPE", "Prior"]
@@ -104,6 +114,8 @@ class Prior:
         self._scored = 0
         self._sum_logp = 0.0
         self._halved = 0
+        # What any process first found in the folder: all others must find the same.
+        self._opened_as: dict[str, str] = {}
         self._open()
 
     def _open(self) -> None:
@@ -112,8 +124,18 @@ class Prior:
             {"windows": self.windows, "min_context": self.min_context or 0, "cross_documents": self.cross_documents}
         )
 
+        opened_as = self._opened_as
+
         def open_prior() -> int:
-            return int(_bridge.call("OpenPrior", path, reading))
+            handle = int(_bridge.call("OpenPrior", path, reading))
+            fingerprint = str(json.loads(_bridge.call("DescribePrior", handle))["fingerprint"])
+            if opened_as.setdefault("fingerprint", fingerprint) != fingerprint:
+                _bridge.call("Close", handle)
+                raise PriorError(
+                    f"{path} holds another prior than when this run began (fingerprint {fingerprint}, then "
+                    f"{opened_as['fingerprint']}): its folder was replaced. Start again, or put the former one back"
+                )
+            return handle
 
         def open_scorer() -> int:
             n = _runtime.threads(threads, in_worker=multiprocessing.parent_process() is not None)
@@ -141,7 +163,10 @@ class Prior:
         return cls(Path(__file__).with_name("builtin_prior"), **settings)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("path", *_SETTINGS, "_closed")}
+        # Always with the fingerprint, so that a prior's pickle, which caches hash, is the same before and after its first use.
+        with contextlib.suppress(Error):
+            self._opened_as.setdefault("fingerprint", self.fingerprint)
+        return {name: getattr(self, name) for name in ("path", *_SETTINGS, "_closed", "_opened_as")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _scored=0, _sum_logp=0.0, _halved=0)
