@@ -1,0 +1,95 @@
+"""What of :mod:`toedit.hf` needs torch and transformers: editing as datasets are read, and Trainer's epochs and logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from toedit._errors import InputError, MissingDependencyError
+from toedit.editor import LABELS, Counts
+from toedit.torch import EditCollator, EditedDataset, _Editing
+
+try:
+    from transformers import TrainerCallback
+except ImportError as error:  # pragma: no cover - depends on the environment
+    raise MissingDependencyError("toedit.hf.EpochCallback needs transformers: pip install 'toedit[hf]'") from error
+
+__all__ = ["EditTransform", "EpochCallback"]
+
+
+class EditTransform(_Editing):
+    """A transform for ``Dataset.set_transform`` and ``with_transform``, which edits rows as they are read.
+
+    Scores, key and offset columns are removed, as :class:`toedit.torch.EditedDataset` does. ``set_epoch`` and ``stats`` are
+    those of :class:`toedit.torch.EditCollator`, shared with DataLoader workers. Trainer removes columns behind a transform's
+    back: there wrap the dataset in EditedDataset, or set ``remove_unused_columns=False``.
+
+        transform = EditTransform(editor)
+        dataset.set_transform(transform)
+
+    Args:
+        editor: what edits. Where its policy sets labels, rows must have ``labels``.
+    """
+
+    def __call__(self, batch: Mapping[str, Any]) -> Any:
+        edited = self._edit(batch)
+        if self._sets_labels and LABELS not in edited:
+            raise InputError(f"the policy sets labels, but the rows have no column {LABELS!r}; give them labels")
+        return self._left(edited)
+
+
+class EpochCallback(TrainerCallback):
+    """Moves the epoch of what edits in transformers' Trainer, and puts its counts into Trainer's logs.
+
+        train = EditedDataset(dataset, editor)
+        Trainer(model, args, collator, train_dataset=train, eval_dataset=evaluation, callbacks=[EpochCallback(train)])
+
+    Each pass over the training data is an epoch, also where Trainer knows no length (``max_steps`` over a stream); a run that
+    is resumed goes on in the epoch of its checkpoint. The training logs get ``toedit/tokens``, ``toedit/candidates``,
+    ``toedit/changes`` and ``toedit/expected_changes``: totals of this process so far. Callbacks see them that come later in
+    Trainer's list; for those that ``report_to`` names, put this one first:
+    ``trainer.callback_handler.callbacks.insert(0, EpochCallback(train))``.
+
+    Args:
+        editing: the EditedDataset, EditCollator or EditTransform that the training data goes through.
+
+    Raises (while training):
+        InputError: the evaluation data would be edited.
+    """
+
+    def __init__(self, editing: EditCollator | EditedDataset | EditTransform) -> None:
+        if not isinstance(editing, _Editing):
+            raise InputError(
+                f"editing is a {type(editing).__name__}; it must be the EditedDataset, EditCollator or EditTransform of the "
+                "training data"
+            )
+        self.editing = editing
+        self._next = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Behind the decimal point are the steps of an epoch that a checkpoint was made in.
+        self._next = int(state.epoch or 0)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.editing.set_epoch(self._next)
+        self._next += 1
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any) -> None:
+        collate = getattr(eval_dataloader, "collate_fn", None)
+        for part in (getattr(eval_dataloader, "dataset", None), collate, getattr(collate, "data_collator", None)):
+            if isinstance(part, _Editing):
+                raise InputError(
+                    f"the evaluation data goes through an {type(part).__name__}, but is never edited; wrap "
+                    "the training data in an EditedDataset, and give Trainer the collate function and other data as they are"
+                )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs is None or not {"loss", "train_loss"} & logs.keys():
+            return
+        counts = _logged(self.editing.stats())
+        logs.update(counts)
+        state.log_history[-1].update(counts)  # a copy, made before
+
+
+def _logged(counts: Counts) -> dict[str, float]:
+    return {f"toedit/{name}": getattr(counts, name) for name in ("tokens", "candidates", "changes", "expected_changes")}
