@@ -104,9 +104,12 @@ def test_fresh_scores_of_packed_rows_are_those_of_the_column(prior: toedit.Prior
     batch = {"input_ids": [row], "seq_lengths": [[20, 40]]}
     policy = toedit.Policy(threshold=0.2, exclude_original=True)
     editor = toedit.Editor(prior, policy, seed=4)
-    stored = editor({"input_ids": [row], "scores": prior.score(batch, keep=policy)})
+    stored = editor({**batch, "scores": prior.score(batch, keep=policy)})
     fresh = editor(batch)
     assert fresh["input_ids"] == stored["input_ids"] != [row]
+    apart = editor([row[:20], row[20:]])
+    assert fresh["input_ids"] == [[token for document in apart["input_ids"] for token in document]]
+    assert fresh.counts == stored.counts == apart.counts
     assert fresh["seq_lengths"] == [[20, 40]]
 
 

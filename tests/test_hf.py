@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +71,7 @@ def plain(texts: list[list[int]], tmp_path: Path) -> Any:
         "name": list(map(str, range(len(texts)))),
     }
     features = datasets.Features(
-        {"input_ids": datasets.List(datasets.Value("int32")), "doc": datasets.Value("string"), "name": datasets.Value("string")}
+        {"input_ids": [datasets.Value("int32")], "doc": datasets.Value("string"), "name": datasets.Value("string")}
     )
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "plain")
     return datasets.load_from_disk(str(tmp_path / "plain"))
@@ -459,3 +462,217 @@ def test_an_epoch_callback_needs_what_edits() -> None:
         hf.EpochCallback([])
     with pytest.raises(AttributeError, match="no attribute 'epoch_callback'"):
         _ = hf.epoch_callback
+
+
+# Chunks, truncated and packed rows
+
+
+@pytest.fixture(scope="module")
+def corpus(prior: toedit.Prior, tokenizer: Tokenizer) -> list[Row]:
+    """Documents of up to 90 tokens with everything that is cut, one without tokens among them."""
+    rows = helpers.text_rows(tokenizer, 1500, seed=8, longest=90)
+    rows.insert(3, [])
+    scores = prior.score(rows, keep=POLICY).to_pylist()
+    return [
+        {
+            "input_ids": ids,
+            "labels": [-100, *ids[1:]] if ids else [],
+            "attention_mask": [1] * len(ids),
+            "marks": list(range(len(ids))),
+            "doc": f"document {n}",
+            "name": n,
+            "scores": score,
+        }
+        for n, (ids, score) in enumerate(zip(rows, scores, strict=True))
+    ]
+
+
+@pytest.fixture(scope="module")
+def documents(corpus: list[Row]) -> Any:
+    table = pa.Table.from_pylist([{k: v for k, v in row.items() if k != "scores"} for row in corpus])
+    table = table.append_column("scores", pa.array([row["scores"] for row in corpus], toedit.SCORES_TYPE))
+    return datasets.Dataset(datasets.table.InMemoryTable(table))
+
+
+@pytest.fixture(scope="module")
+def chunk_editor(prior: toedit.Prior) -> toedit.Editor:
+    editor = toedit.Editor(prior, POLICY, seed=5, key="doc", offset="offset")
+    editor([{"input_ids": [1], "doc": "", "offset": 0}])
+    return editor
+
+
+@pytest.fixture(scope="module")
+def expected(prior: toedit.Prior, corpus: list[Row]) -> dict[str, list[int]]:
+    """The edits of the whole documents."""
+    edited = toedit.Editor(prior, POLICY, seed=5, key="doc")(corpus)
+    assert edited.changes > 20
+    return {row["doc"]: row["input_ids"] for row in edited.batch}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_chunks_get_the_edits_of_their_documents(
+    chunk_editor: toedit.Editor, documents: Any, corpus: list[Row], expected: dict[str, list[int]], streamed: bool
+) -> None:
+    data = documents.to_iterable_dataset() if streamed else documents
+    rows = list(hf.chunk(data, 16, columns=["marks"], batch_size=7))
+    assert set(rows[0]) == {*corpus[0], "offset"}
+    assert max(len(row["input_ids"]) for row in rows) == 16
+    joined = {row["doc"]: {k: [] for k in ("input_ids", "labels", "attention_mask", "marks")} for row in rows}
+    for row in rows:
+        assert row["offset"] == len(joined[row["doc"]]["input_ids"])
+        for name, values in joined[row["doc"]].items():
+            values += row[name]
+    assert joined == {row["doc"]: {k: row[k] for k in ("input_ids", "labels", "attention_mask", "marks")} for row in corpus}
+
+    edited: dict[str, list[int]] = {row["doc"]: [] for row in rows}
+    for row in chunk_editor(rows).batch:
+        edited[row["doc"]] += row["input_ids"]
+    assert edited == expected
+    # Chunks of chunks go on from their offsets.
+    again = list(hf.chunk(hf.chunk(documents, 16), 7))
+    assert [row["offset"] for row in again if row["doc"] == rows[-1]["doc"]][-1] % 16 in (0, 7, 14)
+    edited = {row["doc"]: [] for row in rows}
+    for row in chunk_editor(again).batch:
+        edited[row["doc"]] += row["input_ids"]
+    assert edited == expected
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_truncated_documents_keep_their_edits(
+    chunk_editor: toedit.Editor, documents: Any, expected: dict[str, list[int]], side: str
+) -> None:
+    rows = list(hf.truncate(documents, 20, side=side))
+    assert [row["doc"] for row in rows] == documents["doc"][:]
+    for row in chunk_editor(rows).batch:
+        whole = expected[row["doc"]]
+        assert row["input_ids"] == (whole[:20] if side == "right" else whole[-20:])
+        assert row["offset"] == (0 if side == "right" else max(len(whole) - 20, 0))
+
+
+@pytest.mark.parametrize("form", ["rows", "arrow", "stream", "dataset", "fresh"])
+@pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])
+def test_packed_rows_are_edited_by_document(
+    chunk_editor: toedit.Editor,
+    documents: Any,
+    corpus: list[Row],
+    expected: dict[str, list[int]],
+    strategy: str,
+    form: str,
+) -> None:
+    packed = hf.pack(documents.to_iterable_dataset() if form == "stream" else documents, 64, strategy, batch_size=50)
+    if form == "arrow":
+        table = packed.with_format("arrow")[:]
+        edited = chunk_editor(table).batch
+        assert edited.schema.equals(table.schema)
+        rows = edited.to_pylist()
+    elif form == "dataset":
+        rows = list(zip(*[iter(EditedDataset(packed, chunk_editor)), packed], strict=True))
+        assert set(rows[0][0]).isdisjoint({"doc", "offset", "scores"})
+        rows = [{**row, "doc": source["doc"], "offset": source["offset"]} for row, source in rows]
+    else:
+        rows = list(packed)
+        if form == "fresh":
+            rows = [{k: v for k, v in row.items() if k != "scores"} for row in rows]
+        rows = chunk_editor(rows).batch
+    assert max(len(row["input_ids"]) for row in rows) == 64
+    found: dict[tuple[str, int], list[int]] = {}
+    for row in rows:
+        assert sum(row["seq_lengths"]) == len(row["input_ids"]) == len(row["labels"]) == len(row["position_ids"])
+        ends = np.cumsum(row["seq_lengths"])
+        for n, end in enumerate(ends):
+            at = slice(int(end) - row["seq_lengths"][n], int(end))
+            assert row["position_ids"][at] == list(range(row["seq_lengths"][n]))
+            found[row["doc"][n], row["offset"][n]] = row["input_ids"][at]
+            assert [i for i in row["labels"][at] if i != -100] == row["input_ids"][at][row["offset"][n] == 0 :]
+    got: dict[str, list[int]] = {row["doc"]: [] for row in corpus}
+    for (doc, offset), ids in sorted(found.items()):
+        assert offset == len(got[doc])
+        got[doc] += ids
+    if form != "fresh" or strategy == "bfd":  # pieces that are scored by themselves have other scores
+        assert got == {doc: ids[:64] if strategy == "bfd" else ids for doc, ids in expected.items()}
+
+
+def test_packed_rows_keep_their_log(chunk_editor: toedit.Editor, documents: Any) -> None:
+    table = hf.pack(documents, 64, "wrapped").with_format("arrow")[:]
+    edited = chunk_editor(table)
+    assert edited.log.num_rows == edited.changes
+    taken_back = toedit.revert_log(edited.batch, edited.log, key="doc", offset="offset")
+    assert taken_back.equals(table)
+    assert toedit.apply_log(table, edited.log, key="doc", offset="offset").equals(edited.batch)
+
+
+def test_rows_are_packed_as_full_as_they_get(documents: Any, corpus: list[Row]) -> None:
+    lengths = [len(row["input_ids"]) for row in corpus if row["input_ids"]]
+    wrapped = hf.pack(documents, 64, "wrapped", batch_size=None)
+    assert [len(ids) for ids in wrapped["input_ids"]] == [64] * (sum(lengths) // 64) + [sum(lengths) % 64] * (
+        sum(lengths) % 64 > 0
+    )
+    assert [i for ids in wrapped["input_ids"] for i in ids] == [i for row in corpus for i in row["input_ids"]]
+    best = hf.pack(documents, 64, "bfd", batch_size=None)
+    # Any two rows are more than one row's worth: else the second's documents had found room in the first.
+    full = sorted(len(ids) for ids in best["input_ids"])
+    assert full[0] + full[1] > 64
+    assert sum(full) == sum(min(n, 64) for n in lengths)
+    assert best.features["scores"] == datasets.Features({"scores": [documents.features["scores"]]})["scores"]
+
+
+def test_what_cannot_be_cut(documents: Any) -> None:
+    def changed(name: str, values: Any) -> Any:
+        return documents.remove_columns(name).add_column(name, values)
+
+    masks = [[0, *mask[1:]] if n == 2 else mask for n, mask in enumerate(documents["attention_mask"])]
+    with pytest.raises(toedit.InputError, match="row 2: attention_mask says that it is padded; cut documents before"):
+        hf.chunk(changed("attention_mask", masks), 16)
+    with pytest.raises(toedit.InputError, match="the rows are packed"):
+        hf.chunk(hf.pack(documents, 64), 16)
+    labels = [label[:-1] if n == 4 else label for n, label in enumerate(documents["labels"])]
+    with pytest.raises(toedit.InputError, match=r"row 4: labels has \d+ values, but input_ids has \d+"):
+        hf.truncate(changed("labels", labels), 16)
+    ids = [[7, *row[1:]] if n == 5 else row for n, row in enumerate(documents["input_ids"])]
+    with pytest.raises(toedit.ScoresError, match="row 5: its scores are of other ids"):
+        hf.pack(changed("input_ids", ids), 16)
+    for wrong, message in (
+        ({"length": 0}, "length is 0; it must be 1 to"),
+        ({"length": 8, "strategy": "first"}, "strategy is 'first'; it must be one of 'bfd', 'bfd_split', 'wrapped'"),
+    ):
+        with pytest.raises(toedit.InputError, match=message):
+            hf.pack(documents, **wrong)
+    with pytest.raises(toedit.InputError, match="side is 'both'; it must be 'right' or 'left'"):
+        hf.truncate(documents, 8, side="both")
+
+
+def test_packed_rows_that_do_not_fit_together(chunk_editor: toedit.Editor, documents: Any) -> None:
+    rows = list(hf.pack(documents, 64))
+    for changes, message in (
+        ({"seq_lengths": [3]}, r"row 1: input_ids has \d+ values, but its seq_lengths add up to 3; edit before padding"),
+        ({"doc": ["one"] * 40}, r"row 1: doc has 40 values for \d+ documents"),
+        ({"seq_lengths": [-1]}, "row 1: seq_lengths has a length that is negative or null"),
+    ):
+        with pytest.raises(toedit.InputError, match=message):
+            chunk_editor([rows[0], {**rows[1], **changes}])
+    rows = [{**row, "doc": "one"} for row in rows]
+    with pytest.raises(toedit.InputError, match="column 'doc' holds string; it must hold lists"):
+        chunk_editor(rows)
+
+
+# Several processes
+
+
+def test_accelerate_launch(
+    prior: toedit.Prior, editor: toedit.Editor, scored: Any, texts: list[list[int]], tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    scored.save_to_disk(tmp_path / "data")
+    # Its name for what starts the processes itself; with --cpu that is left to MPI.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    script = [str(Path(__file__).with_name("accelerate_script.py")), str(tmp_path / "data"), str(tmp_path)]
+    options = ["--mixed_precision=no", "--dynamo_backend=no", "--num_cpu_threads_per_process=1", "--main_process_port=0"]
+    done = subprocess.run([*launch, *options, *script], capture_output=True, text=True, timeout=140, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = [entry for rank in (0, 1) for entry in json.loads((tmp_path / f"{rank}.json").read_text())]
+    for phase, epochs in (("loop", (4, 5)), ("trainer", (0, 1))):
+        for epoch in epochs:
+            got = {tuple(ids) for way, at, ids in seen if (way, at) == (phase, epoch)}
+            # Each process has part of them, and the last batches begin again to be as many in both.
+            assert got == set(map(tuple, by_hand(editor, texts, epoch))), (phase, epoch)
+    assert len({(way, at) for way, at, _ in seen}) == 4

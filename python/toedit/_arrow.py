@@ -354,6 +354,8 @@ def _unreadable(rows: list[Any], name: str, error: Exception) -> str:
 
 def _from_structs(rows: list[Any], name: str) -> pa.Array:
     try:
+        if name == "scores" and any(isinstance(row, (list, np.ndarray)) for row in rows):  # of packed rows, a list each
+            return pa.array(rows, type=pa.list_(SCORES_TYPE))
         return pa.array(rows, type=SCORES_TYPE if name == "scores" else None)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise InputError(f"column {name!r} is not a scores column: {error}") from None

@@ -16,7 +16,9 @@ from toedit import _arrow, _bridge
 from toedit._arrow import IDS, PAIR_COLUMNS, RANGES, SCORES_TYPE, SCORING_COLUMNS
 from toedit._drop import follow
 from toedit._errors import ExpectedChangesWarning, IdentityWarning, InputError, ScoresError
+from toedit._packed import unpack
 from toedit._pairs import flat_pairs
+from toedit._scores import read_rows
 from toedit._tokenizer import check_same_tokenizer
 from toedit.log import PendingLog, joined
 from toedit.policy import Policy
@@ -156,7 +158,8 @@ class Edited(Mapping[str, Any]):
     @property
     def log(self) -> pa.RecordBatch:
         """A row for each edit, with the columns of :data:`toedit.log.SCHEMA`: row, position, old and new id, key, generation,
-        texts, P, band, action; one generation behind the other. Read it before the batch that came in is written to.
+        texts, P, band, action; one generation behind the other. Where rows are packed, a row is a document. Read it before the
+        batch that came in is written to.
 
         Raises:
             InputError: the batch that came in was changed since.
@@ -282,7 +285,9 @@ class Editor:
                 ``special_tokens_mask`` and ``protected_mask`` (not 0: not edited), ``assistant_masks`` (not 0: the assistant's
                 words, for the policy's ``protect_assistant`` and ``protect_prompt``), ``protected_ranges`` (pairs of the first
                 character that is not edited and the one behind the last, ascending) with ``offset_mapping`` (the same pair for
-                each token, as tokenizers give it), and the key and offset columns.
+                each token, as tokenizers give it), and the key and offset columns. Rows with ``seq_lengths`` (the tokens of
+                each of their documents) are edited a document at a time: their key and offset columns, and ``scores`` that
+                are lists, have a value for each document, as :func:`toedit.hf.pack` makes them.
             epoch: 0 to 2**32 - 1. Another epoch, other draws.
 
         Returns:
@@ -336,8 +341,12 @@ class Editor:
             InputError, ScoresError: as where the batch is edited.
         """
         epoch = _integer("epoch", epoch, 2**32 - 1)
-        columns, _ = self._columns(_arrow.open_batch(batch))
+        columns, _ = self._columns(self._documents(_arrow.open_batch(batch)))
         return measure(self._native.get(), self.seed, epoch, columns)
+
+    def _documents(self, opened: _arrow.Batch) -> _arrow.Batch:
+        """The same batch, of packed rows each document as a row."""
+        return unpack(opened, lambda ids: read_rows(self.prior, {IDS: ids}).hashes)
 
     def _columns(
         self, opened: _arrow.Batch, targets: bool = False, before: Edited | None = None
@@ -388,7 +397,7 @@ class Editor:
         """Edit a batch once: for the first time, or as the generation before left it."""
         earlier = [] if before is None else before.generations
         opened = _arrow.open_batch(batch)
-        columns, backs = self._columns(opened, targets, before)
+        columns, backs = self._columns(self._documents(opened), targets, before)
         native = self._native.get()
         given = _bridge.ArrowIn(columns)
         out, log = _bridge.ArrowOut(), _bridge.ArrowOut()

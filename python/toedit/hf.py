@@ -7,6 +7,7 @@ epoch, training reads the scored dataset through :class:`toedit.torch.EditedData
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from toedit._arrow import IDS, SCORES_TYPE
+from toedit._arrow import IDS, SCORES_TYPE, TOKEN_COLUMNS
+from toedit._cut import check_lengths, cut_lists, cut_scores, group, join, lists
 from toedit._errors import InputError, MissingDependencyError
-from toedit.editor import SCORES, Editor, _integer
+from toedit._pieces import WAYS, Ints, Pieces, offsets_of
+from toedit.editor import SCORES, Editor, _integer, _scores_column
 from toedit.policy import Policy
 from toedit.prior import Prior, wanted
 
 try:
-    from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
+    import xxhash
+    from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
     from datasets.fingerprint import Hasher
 except ImportError as error:  # pragma: no cover - depends on the environment
     raise MissingDependencyError("toedit.hf needs Hugging Face datasets: pip install 'toedit[hf]'") from error
@@ -29,10 +33,26 @@ except ImportError as error:  # pragma: no cover - depends on the environment
 if TYPE_CHECKING:
     from toedit._trainer import EditTransform, EpochCallback
 
-__all__ = ["ArrowView", "EditTransform", "EpochCallback", "arrow", "edit", "over_rows", "rows", "score"]
+__all__ = [
+    "ArrowView",
+    "EditTransform",
+    "EpochCallback",
+    "arrow",
+    "chunk",
+    "edit",
+    "over_rows",
+    "pack",
+    "rows",
+    "score",
+    "truncate",
+]
 
 # Goes into fingerprints: another number where the same arguments would give other values.
 _VERSION = 1
+
+# Columns with a value for each token, beside those that the user names: toedit's own, and those of tokenizers and of TRL.
+_TOKENS = (*TOKEN_COLUMNS, "offset_mapping", "token_type_ids", "completion_mask")
+_STRATEGIES = ("bfd", "bfd_split", "wrapped")
 
 
 def __getattr__(name: str) -> Any:
@@ -182,6 +202,162 @@ def _map(
         return mapped.with_format(None)
     columns = [name for name in form["columns"] if name in mapped.column_names and name != SCORES]
     return mapped.with_format(form["type"], columns=columns, output_all_columns=True, **form["format_kwargs"])
+
+
+def chunk(dataset: Any, length: int, *, offset: str = "offset", columns: Sequence[str] = (), **options: Any) -> Any:
+    """Cut documents into rows of at most *length* tokens; none are lost.
+
+    Ids, labels, masks and scores are cut together, every other column is repeated. A column named *offset* is added: the
+    position of a row's first token in its document. ``Editor(..., key="id", offset="offset")``, with a column ``id`` that names
+    the documents, then makes the edits that the whole documents would get. (Without a key each chunk is a document by itself.)
+
+    Args:
+        dataset: a ``datasets.Dataset`` or ``IterableDataset``, before it is padded or packed.
+        length: tokens, at least 1.
+        offset: the column's name. Where the dataset has it, its values are added to.
+        columns: further columns with a value for each token.
+        options: for ``map``.
+
+    Returns:
+        A dataset of the same kind and format.
+
+    Raises:
+        InputError: an argument is out of its range; a row is padded or packed, or a column does not have a value for each
+            of its tokens.
+        ScoresError: the scores of a row are not those of its ids.
+    """
+    return _cut(dataset, _Cut("chunk", _length(length), offset, tuple(columns)), options)
+
+
+def truncate(
+    dataset: Any, length: int, *, side: str = "right", offset: str = "offset", columns: Sequence[str] = (), **options: Any
+) -> Any:
+    """Cut documents down to *length* tokens.
+
+    Args:
+        side: what is cut off: "right" keeps a document's beginning, "left" its end.
+
+    The other arguments, the result and the errors are those of :func:`chunk`.
+    """
+    if side not in ("right", "left"):
+        raise InputError(f"side is {side!r}; it must be 'right' or 'left'")
+    return _cut(dataset, _Cut("truncate_" + side, _length(length), offset, tuple(columns)), options)
+
+
+def pack(
+    dataset: Any,
+    length: int,
+    strategy: str = "bfd",
+    *,
+    offset: str = "offset",
+    columns: Sequence[str] = (),
+    **options: Any,
+) -> Any:
+    """Put documents together into rows of at most *length* tokens.
+
+    Columns with a value for each token lie one behind the other. Of every other column a row has a list, with a value for each
+    of its documents: so of keys, of *offset* and of ``scores``. ``seq_lengths`` (tokens of each document) and ``position_ids``
+    are added. An editor edits each document by itself, with the edits that it would get unpacked. Documents without tokens are
+    left out.
+
+    Args:
+        strategy: "bfd": best fit decreasing, of documents truncated to *length*; "bfd_split": the same of chunks of them;
+            "wrapped": all one behind the other, cut wherever a row is full.
+        options: for ``map``. Documents are packed that are in one batch of its ``batch_size`` (1000).
+
+    The other arguments, the result and the errors are those of :func:`chunk`.
+    """
+    if strategy not in _STRATEGIES:
+        raise InputError(f"strategy is {strategy!r}; it must be one of {', '.join(map(repr, _STRATEGIES))}")
+    return _cut(dataset, _Cut(strategy, _length(length), offset, tuple(columns)), options)
+
+
+def _length(length: Any) -> int:
+    return _integer("length", length, 2**31 - 1, least=1)
+
+
+def _cut(dataset: Any, how: _Cut, options: dict[str, Any]) -> Any:
+    features = _features(dataset)
+    if features is not None:
+        features = how.features(features)
+    return _map(dataset, how, (how.way, how.length, how.offset, how.columns), features, options)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What ``map`` calls; picklable, for its processes."""
+
+    way: str
+    length: int
+    offset: str
+    columns: tuple[str, ...]
+
+    def of_tokens(self, names: Iterable[str]) -> list[str]:
+        """The columns with a value for each token."""
+        return [name for name in names if name in _TOKENS or name in self.columns]
+
+    def features(self, features: Features) -> Features:
+        """The types of the result's columns."""
+        tokens = self.of_tokens(features)
+        result = {**features, self.offset: Value("int64")}
+        for name in tokens:
+            if getattr(features[name], "length", -1) != -1:  # lists of one length are of any now
+                result[name] = [features[name].feature]
+        if self.way in _STRATEGIES:
+            result = {name: feature if name in tokens else [feature] for name, feature in result.items()}
+            result |= {"seq_lengths": [Value("int32")], "position_ids": [Value("int32")]}
+        return Features(result)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if "seq_lengths" in table.column_names:
+            raise InputError("the rows are packed (seq_lengths); cut documents before they are packed")
+        ids = lists(table.column(IDS), IDS)
+        if "attention_mask" in table.column_names:
+            _check_not_padded(lists(table.column("attention_mask"), "attention_mask"))
+        lengths = np.diff(ids.offsets.to_numpy()).astype(np.int64)
+        pieces, rows_ = WAYS[self.way](lengths, self.length)
+        cut = {name: self._cut(table.column(name), name, ids, pieces) for name in table.column_names if name != self.offset}
+        before = table.column(self.offset).to_numpy()[pieces.row] if self.offset in table.column_names else 0
+        cut[self.offset] = pa.array(pieces.start + before, pa.int64())
+        if rows_ is None:
+            return pa.table(cut)
+        tokens = self.of_tokens(cut)
+        packed = {name: join(column, rows_) if name in tokens else group(column, rows_) for name, column in cut.items()}
+        packed["seq_lengths"] = group(pa.array(pieces.lengths, pa.int32()), rows_)
+        packed["position_ids"] = join(_counted(pieces.lengths), rows_)
+        return pa.table(packed)
+
+    def _cut(self, column: pa.ChunkedArray, name: str, ids: pa.Array, pieces: Pieces) -> pa.Array:
+        if name == SCORES:
+            return cut_scores(_scores_column(column.combine_chunks()), ids, pieces, _hashes)
+        if name in self.of_tokens([name]):
+            array = lists(column, name)
+            check_lengths(name, array, ids)
+            return cut_lists(array, pieces)
+        return column.combine_chunks().take(pa.array(pieces.row))
+
+
+def _check_not_padded(masks: pa.Array) -> None:
+    zeros = np.flatnonzero(masks.flatten().to_numpy(zero_copy_only=False) == 0)
+    if len(zeros):
+        row = int(np.searchsorted(offsets_of(masks.value_lengths().to_numpy()), zeros[0], side="right")) - 1
+        raise InputError(f"row {row}: attention_mask says that it is padded; cut documents before they are padded")
+
+
+def _hashes(ids: pa.Array) -> pa.UInt64Array:
+    """The low halves of the document hashes."""
+    flat = ids.flatten().to_numpy(zero_copy_only=False).astype("<u4")
+    ends = offsets_of(ids.value_lengths().to_numpy())
+    low = (xxhash.xxh3_128_intdigest(flat[a:b]) % 2**64 for a, b in itertools.pairwise(ends))
+    return pa.array(np.fromiter(low, np.uint64, len(ids)))
+
+
+def _counted(lengths: Ints) -> pa.ListArray:
+    """0, 1, 2, ... for each of some lengths."""
+    ends = offsets_of(lengths)
+    return pa.ListArray.from_arrays(
+        pa.array(ends, pa.int32()), pa.array(np.arange(ends[-1]) - np.repeat(ends[:-1], lengths), pa.int32())
+    )
 
 
 class ArrowView:

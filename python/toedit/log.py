@@ -23,6 +23,7 @@ from toedit import _arrow, _bridge
 from toedit._arrow import IDS
 from toedit._drop import follow
 from toedit._errors import ClosedError, InputError
+from toedit._packed import unpack
 from toedit.prior import Prior
 
 __all__ = ["SCHEMA", "apply_log", "revert_log", "select", "shift"]
@@ -50,7 +51,7 @@ SCHEMA = pa.schema(
 )
 """The columns of a log, a row for each edit:
 
-row: of the batch.
+row: of the batch; of packed rows the document, all of the batch counted through.
 position: index among the row's real tokens before its generation's edits, plus the row's offset.
 old, new: ids; new is null where the token was dropped.
 key: the row's key as text, or its document hash as 32 hexadecimal digits.
@@ -200,7 +201,7 @@ def _arrays(batch: pa.RecordBatch) -> dict[str, pa.Array]:
 
 
 def _replay(function: str, batch: Any, log: Any, key: str | None, offset: str | None, *args: Any) -> Any:
-    opened = _arrow.open_batch(batch)
+    opened = unpack(_arrow.open_batch(batch))
     names = opened.names
     if IDS not in names:
         raise InputError(f"the batch has no column {IDS!r}, only {names}")
