@@ -111,6 +111,10 @@ def test_fresh_scores_of_packed_rows_are_those_of_the_column(prior: toedit.Prior
     assert fresh["input_ids"] == [[token for document in apart["input_ids"] for token in document]]
     assert fresh.counts == stored.counts == apart.counts
     assert fresh["seq_lengths"] == [[20, 40]]
+    # A prior that reads across documents takes the row for one.
+    across = toedit.Editor(toedit.Prior.builtin(cross_documents=True), policy, seed=4)
+    assert across(batch)["input_ids"] == across([row])["input_ids"]
+    assert across({**batch, "scores": across.prior.score(batch, keep=policy)})["input_ids"] == across([row])["input_ids"]
 
 
 def test_settings_go_with_the_prior(prior: toedit.Prior) -> None:

@@ -637,13 +637,18 @@ def test_priors_and_stores_that_do_not_fit(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_packed_rows(prior: toedit.Prior, documents: Rows, expected: Rows, tmp_path: Path) -> None:
-    """A row that holds several documents is refused; columns that say it holds one do not matter."""
+    """Documents are stored by themselves, and a row that holds several without their lengths is refused; columns that say it
+    holds one do not matter."""
     editor = editing(prior, tmp_path)
     ids = documents[0]
     one = {"seq_lengths": [[len(ids)]], "position_ids": [list(range(len(ids)))], "document_ids": [[7] * len(ids)]}
     assert editor({"input_ids": [ids], **one})["input_ids"] == expected[:1]
     with pytest.raises(toedit.InputError, match=r"row 0 holds several documents .*token 3.*a column"):
-        editor({"input_ids": [ids], "seq_lengths": [[3, len(ids) - 3]]})
+        editor({"input_ids": [ids], "document_ids": [[7] * 3 + [8] * (len(ids) - 3)]})
+    both = {"input_ids": [ids + documents[1]], "seq_lengths": [[len(ids), len(documents[1])]]}
+    assert editor(both)["input_ids"] == [expected[0] + expected[1]]
+    assert editor.store is not None
+    assert editor.store.stats()["misses"] == 2
 
 
 def test_what_a_policy_needs(prior: toedit.Prior, documents: Rows, tmp_path: Path) -> None:

@@ -345,7 +345,9 @@ class Editor:
         return measure(self._native.get(), self.seed, epoch, columns)
 
     def _documents(self, opened: _arrow.Batch) -> _arrow.Batch:
-        """The same batch, of packed rows each document as a row."""
+        """The same batch, of packed rows each document as a row, unless the prior reads them as one document."""
+        if self.prior.cross_documents:
+            return opened
         return unpack(opened, lambda ids: read_rows(self.prior, {IDS: ids}).hashes)
 
     def _columns(
