@@ -269,8 +269,11 @@ def test_a_transform(editor: toedit.Editor, scored: Any, texts: list[list[int]],
     assert data[3]["input_ids"] == by_hand(editor, texts, 1)[3]
 
 
-def test_a_transform_needs_the_labels_that_its_policy_sets(prior: toedit.Prior, scored: Any) -> None:
+def test_a_transform_needs_the_labels_that_its_policy_sets(prior: toedit.Prior, scored: Any, texts: list[list[int]]) -> None:
     transform = hf.EditTransform(toedit.Editor(prior, replace(POLICY, labels="original")))
+    labelled = scored.add_column("labels", [[-100, *ids[1:]] for ids in texts]).with_transform(transform)
+    assert labelled[:]["labels"] == [[-100, *ids[1:]] for ids in texts]
+    assert labelled[:]["input_ids"] != texts
     with pytest.raises(toedit.InputError, match="the policy sets labels, but the rows have no column 'labels'"):
         scored.with_transform(transform)[0]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from toedit._errors import InputError, MissingDependencyError
-from toedit.editor import LABELS, Counts
-from toedit.torch import EditCollator, EditedDataset, _Editing
+from toedit.editor import LABELS, Counts, Editor
+from toedit.torch import EditCollator, EditedDataset
 
 try:
     from transformers import TrainerCallback
@@ -17,7 +17,7 @@ except ImportError as error:  # pragma: no cover - depends on the environment
 __all__ = ["EditTransform", "EpochCallback"]
 
 
-class EditTransform(_Editing):
+class EditTransform(EditCollator):
     """A transform for ``Dataset.set_transform`` and ``with_transform``, which edits rows as they are read.
 
     Scores, key and offset columns are removed, as :class:`toedit.torch.EditedDataset` does. ``set_epoch`` and ``stats`` are
@@ -31,11 +31,17 @@ class EditTransform(_Editing):
         editor: what edits. Where its policy sets labels, rows must have ``labels``.
     """
 
+    def __init__(self, editor: Editor) -> None:
+        super().__init__(editor, _unchanged)
+
     def __call__(self, batch: Mapping[str, Any]) -> Any:
-        edited = self._edit(batch)
-        if self._sets_labels and LABELS not in edited:
+        if self._sets_labels and LABELS not in batch:
             raise InputError(f"the policy sets labels, but the rows have no column {LABELS!r}; give them labels")
-        return self._left(edited)
+        return super().__call__(batch)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 class EpochCallback(TrainerCallback):
@@ -57,8 +63,8 @@ class EpochCallback(TrainerCallback):
         InputError: the evaluation data would be edited.
     """
 
-    def __init__(self, editing: EditCollator | EditedDataset | EditTransform) -> None:
-        if not isinstance(editing, _Editing):
+    def __init__(self, editing: EditCollator | EditedDataset) -> None:
+        if not isinstance(editing, (EditCollator, EditedDataset)):
             raise InputError(
                 f"editing is a {type(editing).__name__}; it must be the EditedDataset, EditCollator or EditTransform of the "
                 "training data"
@@ -77,7 +83,7 @@ class EpochCallback(TrainerCallback):
     def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any) -> None:
         collate = getattr(eval_dataloader, "collate_fn", None)
         for part in (getattr(eval_dataloader, "dataset", None), collate, getattr(collate, "data_collator", None)):
-            if isinstance(part, _Editing):
+            if isinstance(part, (EditCollator, EditedDataset)):
                 raise InputError(
                     f"the evaluation data goes through an {type(part).__name__}, but is never edited; wrap "
                     "the training data in an EditedDataset, and give Trainer the collate function and other data as they are"
