@@ -185,3 +185,37 @@ def test_the_store(prior: toedit.Prior, rows: list[list[int]], tmp_path: Path, m
     names: dict[str, Any] = {"toedit": toedit, "prior": prior, "policy": toedit.Policy(threshold=0.9), "batch": rows[:6]}
     exec(block("ScoreStore"), names)
     assert names["store"].stats()["misses"] == 6
+
+
+def test_hugging_face(prior: toedit.Prior, rows: list[list[int]], tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate", reason="Trainer needs accelerate")
+    torch = pytest.importorskip("torch")
+
+    def collator(batch: list[dict[str, Any]]) -> dict[str, Any]:
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row["input_ids"][:32]) for row in batch], batch_first=True)
+        return {"input_ids": ids, "labels": ids}
+
+    config = transformers.LlamaConfig(
+        vocab_size=4096, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    policy = toedit.Policy(threshold=0.9, exclude_original=True)
+    documents = datasets.Dataset.from_dict({"input_ids": rows[:12], "id": [f"doc {i}" for i in range(12)]})
+    names: dict[str, Any] = {
+        "toedit": toedit,
+        "prior": prior,
+        "policy": policy,
+        "editor": toedit.Editor(prior, policy, key="id"),
+        "dataset": documents,
+        "evaluation": datasets.Dataset.from_dict({"input_ids": rows[12:16]}),
+        "collator": collator,
+        "model": transformers.LlamaForCausalLM(config),
+        "args": transformers.TrainingArguments(
+            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True
+        ),
+    }
+    exec(block("hf.EpochCallback"), names)
+    assert names["train"].stats().tokens > 0
+    exec(block("hf.pack"), names)
+    assert names["train"][0]["seq_lengths"]
