@@ -86,8 +86,8 @@ func (j *Job) begin() {
 
 // loop hands the runs to as many goroutines as the scorer has threads.
 func (j *Job) loop(runs []run) {
+	defer j.scorer.mu.RUnlock() // after all is done, so that who has closed the scorer finds it so
 	defer close(j.done)
-	defer j.scorer.mu.RUnlock()
 	next := make(chan run)
 	var workers sync.WaitGroup
 	for range min(j.scorer.Threads(), len(runs)) {
