@@ -428,6 +428,7 @@ def test_a_batch_of_which_nothing_is_left(editor: toedit.Editor, bad: list[dict[
 @pytest.mark.parametrize("workers", [0, 2])
 def test_errors_add_up_across_workers(editor: toedit.Editor, bad: list[dict[str, Any]], workers: int) -> None:
     collator = EditCollator(editor, list)
+    collator.set_epoch(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", toedit.RowErrorWarning)
         for _ in range(2):

@@ -193,6 +193,37 @@ def test_set_epoch_reaches_workers_that_live_on(
     assert seen[0] != seen[1] != seen[2] != seen[0]
 
 
+@pytest.mark.parametrize("kind", ["collator", "dataset", "stream"])
+@pytest.mark.parametrize(("workers", "method"), [(0, None), (2, "fork")])
+def test_an_epoch_that_nobody_sets_is_noticed(
+    editor: toedit.Editor, data: list[Row], tmp_path: Path, kind: str, workers: int, method: str | None
+) -> None:
+    """Also where another worker meets the row again; said once, and never where it is set."""
+    said = tmp_path / "said"
+
+    def showwarning(message: Any, category: Any, *_: Any) -> None:
+        with said.open("a") as file:
+            file.write(f"{category.__name__}: {message}\n")
+
+    def passes(count: int, epoch: int | None) -> int:
+        said.write_text("")
+        editing: Any = EditCollator(editor, by_name)
+        loading = loader(data, 7, editing, workers, method, shuffle=True)
+        if kind != "collator":
+            editing = EditedDataset(data if kind == "dataset" else Stream(data), editor)
+            loading = loader(editing, 7, by_name, workers, method)
+        if epoch is not None:
+            editing.set_epoch(epoch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = showwarning  # the workers inherit it
+            for _ in range(count):
+                gathered(loading)
+        return said.read_text().count("EpochWarning: the first row that was edited has come again")
+
+    assert [passes(1, None), passes(3, None), passes(2, 0)] == [0, 1, 0]
+
+
 def test_stats_add_up_across_workers(editor: toedit.Editor, data: list[Row]) -> None:
     one, four = EditCollator(editor, by_name), EditCollator(editor, by_name)
     for epoch in range(3):
@@ -558,6 +589,7 @@ def dull(prior: toedit.Prior) -> list[Row]:
 
 def test_too_few_expected_changes_are_said_once(prior: toedit.Prior, dull: list[Row]) -> None:
     collator = EditCollator(toedit.Editor(prior, key="doc"), by_name)
+    collator.set_epoch(0)
     loading = loader(dull, 2, collator, 0, None)
     with pytest.warns(toedit.ExpectedChangesWarning, match="11000 tokens|10000 tokens") as met:
         gathered(loading)

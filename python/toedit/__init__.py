@@ -10,6 +10,7 @@ Importing this package loads neither the native library, ONNX Runtime, nor torch
 
 from toedit._errors import (
     ClosedError,
+    EpochWarning,
     Error,
     ExpectedChangesWarning,
     IdentityWarning,
@@ -39,6 +40,7 @@ __all__ = [
     "ClosedError",
     "Edited",
     "Editor",
+    "EpochWarning",
     "Error",
     "ExpectedChangesWarning",
     "IdentityWarning",

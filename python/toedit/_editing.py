@@ -6,23 +6,28 @@ from __future__ import annotations
 import ctypes
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch.utils.data import get_worker_info
 
 from toedit import _bridge
 from toedit._arrow import IDS, _is_torch, open_batch
-from toedit._errors import InputError, RowErrorWarning, ScoresError
+from toedit._errors import EpochWarning, InputError, RowErrorWarning, ScoresError
 from toedit._rows import LABELS, Fields, Form, SetupError, count, joined, mapping, part
 from toedit.editor import SCORES, Counts, Editor, _integer, few_expected, warn_if_few_expected
 
 __all__ = ["Editing", "NothingLeft", "Result"]
 
 ON_ERROR = ("raise", "keep", "drop")
+
+# Ids at the beginning of a row by which it is known again before the rest is looked at.
+_HEAD = 16
 
 # Rows that could not be edited, and none that could, after which this is no matter of single rows.
 _HOPELESS = 16
@@ -50,6 +55,9 @@ class _Shared:
         self.errors = _in_shared_memory(torch.zeros(1, dtype=torch.int64))
         self.warned = _in_shared_memory(torch.zeros(1, dtype=torch.bool))
         self.warned_of_errors = _in_shared_memory(torch.zeros(1, dtype=torch.bool))
+        # Whether epochs are set or counted; else the first row (its length, first ids and a checksum) is known again.
+        self.epochs_move = _in_shared_memory(torch.zeros(1, dtype=torch.bool))
+        self.first_row = _in_shared_memory(torch.zeros(1 + _HEAD + 1, dtype=torch.int64))
 
     def __setstate__(self, state: dict[str, torch.Tensor]) -> None:
         self.__dict__.update({name: _in_shared_memory(tensor) for name, tensor in state.items()})
@@ -67,6 +75,26 @@ class _Shared:
 
     def counts(self) -> Counts:
         return Counts.of_generations(self.generations())
+
+    def look_for_first_row(self, rows: Iterable[Any]) -> None:
+        """Warn where the first row comes again and no epoch was set. Only rows that are unlikely twice in a corpus count."""
+        length, *head, checksum = self.first_row.tolist()
+        for ids in rows:
+            if not isinstance(ids, (list, tuple, np.ndarray, torch.Tensor)) or len(ids) < _HEAD:
+                continue
+            if length == 0:
+                length, *head, checksum = len(ids), *map(int, ids[:_HEAD]), _checksum(ids)
+                self.first_row.copy_(torch.tensor([length, *head, checksum]))
+            elif len(ids) == length and list(map(int, ids[:_HEAD])) == head and _checksum(ids) == checksum:
+                self.epochs_move[0] = True  # said once
+                warnings.warn(
+                    "the first row that was edited has come again, and set_epoch was never called: every pass makes the same "
+                    "edits. Call set_epoch(epoch) before each; set_epoch(0), once, if that is meant, or if the data have this "
+                    "row twice",
+                    EpochWarning,
+                    stacklevel=5,
+                )
+                return
 
     def warn_once(self) -> None:
         """Worker 0 speaks for all, of which two could not tell who of them is first."""
@@ -98,6 +126,10 @@ class _Shared:
                 RowErrorWarning,
                 stacklevel=5,
             )
+
+
+def _checksum(ids: Any) -> int:
+    return zlib.crc32(np.asarray(ids, np.int64).tobytes())
 
 
 def _add(counters: torch.Tensor, values: list[int]) -> None:
@@ -189,6 +221,7 @@ class Editing:
             epoch: 0 to 2**32 - 1.
         """
         self._shared.epoch[0] = _integer("epoch", epoch, 2**32 - 1)
+        self._shared.epochs_move[0] = True
 
     def stats(self) -> Counts:
         """What was met and done so far, by all workers of all epochs. Rows that could not be edited are not among it."""
@@ -223,6 +256,8 @@ class Editing:
         of_columns = not form.plain and (collated or isinstance(batch, Mapping))
         columns = form.open(batch) if of_columns else batch
         pieces = self._pieces(columns, epoch, targets)
+        if isinstance(batch, list) and not self._shared.epochs_move:
+            self._shared.look_for_first_row(map(form.ids, batch))
         errors = [piece.error for piece in pieces for _ in range(piece.rows)]
         if any(errors):
             self._shared.add_errors(errors, "left out" if self.on_error == "drop" else "passed on as it is")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "ClosedError",
+    "EpochWarning",
     "Error",
     "ExpectedChangesWarning",
     "InputError",
@@ -65,6 +66,10 @@ class StoreWarning(UserWarning):
 
 class ExpectedChangesWarning(UserWarning):
     """The policy is expected to change less than one token in a thousand."""
+
+
+class EpochWarning(UserWarning):
+    """Rows come again, but nobody sets the epoch, so that they get the same edits."""
 
 
 class RowErrorWarning(UserWarning):

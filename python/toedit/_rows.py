@@ -62,6 +62,15 @@ class Form:
         names = set(names)
         return names & (self.spent | set(PAIR_COLUMNS) if RANGES in names else self.spent)
 
+    def ids(self, record: Any) -> Any:
+        """The ids of a record as it has them; None where it has none."""
+        place = next((place for place, name in self.names.items() if name == IDS), IDS)
+        if isinstance(record, Mapping):
+            return record.get(place, record.get(IDS))
+        if self.names and isinstance(record, (tuple, list)):
+            return record[place] if isinstance(place, int) and place < len(record) else None
+        return record
+
     def open(self, record: Any) -> dict[str, Any]:
         """The columns of a record by their names; with shifted targets, those of the ids that they and the inputs make.
 

@@ -250,6 +250,7 @@ class EditingLoader(Editing):
         self.loader = loader
         self.prefetch = _integer("prefetch", prefetch, 2**16)
         self._begun = False  # a pass of this epoch
+        self._shared.epochs_move[0] = True
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass, here and in the loader, its samplers and its dataset where they have one.
