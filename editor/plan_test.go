@@ -105,8 +105,8 @@ func TestPlanIsSound(t *testing.T) {
 			rng := rand.New(rand.NewPCG(7, 7))
 			e := newEditor(t, change)
 			var plan Plan
-			for n := range 60 {
-				d := randomDocument(rng, n*3)
+			for n := range 20 {
+				d := randomDocument(rng, n*9)
 				if n%2 == 0 {
 					d.Protected = make([]bool, len(d.IDs))
 					for i := range d.Protected {
