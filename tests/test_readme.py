@@ -41,6 +41,10 @@ def test_the_training_loop_and_the_calls_without_torch() -> None:
     assert len(seen) == 2
     names["batch"] = {"input_ids": corpus}
     exec(calls, names)
+    for part in ("pairs = [(", "EditingLoader"):
+        exec(block(part), names)
+    assert names["x"][1:].tolist() == names["y"][:-1].tolist()
+    assert names["loader"].stats().tokens > 0
     assert names["edited"]["input_ids"] == names["edited"].batch["input_ids"]
     assert names["edited"].counts.rows == len(corpus)
 
