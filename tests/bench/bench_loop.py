@@ -68,7 +68,8 @@ def main() -> None:
     }
     seconds: dict[str, list[float]] = {name: [] for name in loaders}
     fetching: dict[str, list[float]] = {name: [] for name in loaders}
-    for _ in range(2):
+    for turns in range(2):
+        collator.set_epoch(turns)
         iterators = {name: iter(loader) for name, loader in loaders.items()}
         for turn in range(STEPS):
             order = list(iterators) if turn % 2 else list(iterators)[::-1]
@@ -95,6 +96,7 @@ def main() -> None:
         )
 
         def epoch() -> None:
+            collator.set_epoch(collator.epoch + 1)
             for ids in loader:
                 step(ids)
 
