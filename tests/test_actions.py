@@ -136,6 +136,8 @@ def test_drop_wants_rows_of_their_own_length(small_prior: toedit.Prior, columns:
     for name in ("position_ids", "seq_lengths"):
         with pytest.raises(toedit.InputError, match=f"column '{name}' cannot follow where tokens are dropped"):
             editor(columns | {name: columns["input_ids"]})
+    with pytest.raises(toedit.InputError, match="column 'seq_lengths' cannot follow where tokens are dropped"):
+        editor(columns | {"seq_lengths": [[len(row)] for row in columns["input_ids"]]})
 
 
 def test_a_batch_without_rows(small_prior: toedit.Prior) -> None:

@@ -12,12 +12,23 @@ import pyarrow.compute as pc
 from toedit._arrow import Batch, to_arrow
 from toedit._errors import InputError
 
-__all__ = ["follow"]
+__all__ = ["follow", "refuse_places"]
 
 # Columns that say where tokens stand, which are other places once one is gone.
 _PLACES = ("position_ids", "seq_lengths")
 # What tokens have that come back: they were real, and nothing protected them.
 _CAME_BACK = {"attention_mask": 1, "special_tokens_mask": 0, "protected_mask": 0}
+
+
+def refuse_places(names: list[str]) -> None:
+    """Refuse a batch with columns that no dropped token can be taken out of.
+
+    Raises:
+        InputError: there is one.
+    """
+    for name in names:
+        if name in _PLACES:
+            raise InputError(f"column {name!r} cannot follow where tokens are dropped; make it after editing")
 
 
 def follow(batch: Batch, container: Any, ids: pa.Array, kept: pa.Array, names: list[str]) -> dict[str, Any]:
@@ -40,8 +51,6 @@ def follow(batch: Batch, container: Any, ids: pa.Array, kept: pa.Array, names: l
     comes_back = pc.any(pc.less(kept.flatten(), 0)).as_py()
     columns = {}
     for name in names:
-        if name in _PLACES:
-            raise InputError(f"column {name!r} cannot follow where tokens are dropped; make it after editing")
         values = batch.get(container, name)
         if (shorter or comes_back) and _row_lengths(values) == lengths.to_pylist():
             if comes_back and name not in _CAME_BACK:

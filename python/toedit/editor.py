@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from toedit import _arrow, _bridge
 from toedit._arrow import IDS, PAIR_COLUMNS, RANGES, SCORES_TYPE, SCORING_COLUMNS
-from toedit._drop import follow
+from toedit._drop import follow, refuse_places
 from toedit._errors import ExpectedChangesWarning, IdentityWarning, InputError, ScoresError
 from toedit._packed import unpack
 from toedit._pairs import flat_pairs
@@ -399,6 +399,8 @@ class Editor:
         """Edit a batch once: for the first time, or as the generation before left it."""
         earlier = [] if before is None else before.generations
         opened = _arrow.open_batch(batch)
+        if self._drops:
+            refuse_places(opened.names)
         columns, backs = self._columns(self._documents(opened), targets, before)
         native = self._native.get()
         given = _bridge.ArrowIn(columns)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from toedit import _arrow, _bridge
 from toedit._arrow import IDS
-from toedit._drop import follow
+from toedit._drop import follow, refuse_places
 from toedit._errors import ClosedError, InputError
 from toedit._packed import unpack
 from toedit.prior import Prior
@@ -216,6 +216,7 @@ def _replay(function: str, batch: Any, log: Any, key: str | None, offset: str | 
     changed = {name: back(result.column(name)) for name, back in backs.items()}
     if "source" in result.schema.names:
         others = [name for name in names if name not in changed]
+        refuse_places(others)
         changed |= follow(opened, batch, columns[IDS], result.column("source"), others)
     return opened.rebuild(changed)
 
