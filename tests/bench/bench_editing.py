@@ -1,4 +1,4 @@
-"""Editing from stored scores, one core, against vectorised NumPy, a per-token Python loop and a plain copy; and the cost
+"""Editing from stored scores, against vectorised NumPy, a per-token Python loop and a plain copy; and the cost
 of crossing from Python to Go and back."""
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def reference(data: pa.RecordBatch, protected: list[int]) -> Callable[[], object
 
 def main() -> None:
     print(f"Editing from stored scores. {machine()}")
-    # Everybody computes in one thread. The process is not tied to one core: Go's idle monitor would then take turns with it.
+    # Everybody computes in one thread, but for ours with millions of tokens, which takes all cores. The process is not tied to one
+    # core: Go's idle monitor would then take turns with it.
     prior = toedit.Prior.builtin()
     editor = toedit.Editor(prior, POLICY)
     protected = prior.describe()["special_ids"]
@@ -172,7 +173,7 @@ def main() -> None:
             }
             loops["reference, same draws"] = reference(data, protected)
             timings.update(take_turns(loops, 3))
-        title = f"{rows} x {length} int64 ids, {edited.candidates:,} candidates, {edited.changes:,} changes, one core"
+        title = f"{rows} x {length} int64 ids, {edited.candidates:,} candidates, {edited.changes:,} changes"
         report(title, timings, rows * length, "toedit")
 
     # Crossing: a batch in which nothing is a candidate costs the way to Go and back, the checks and the copy; its rows

@@ -8,8 +8,11 @@ and keeps no log; and at a temperature other than 1 it takes what is stored for 
 
 from __future__ import annotations
 
+import functools
+import os
+import subprocess
+import sys
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -255,17 +258,39 @@ def samplers(prior: toedit.Prior) -> None:
         report(f"{name}: {what}", take_turns(peers, 30, 10), 64 * 512, "toedit")
 
 
-def two_cores(prior: toedit.Prior) -> None:
-    """Halves of 4 million tokens in two threads against the whole in one."""
-    editor = toedit.Editor(prior, toedit.Policy(temperature=1.5))
+def edit_when_asked() -> None:
+    """Edits 4 million tokens for each line of standard input."""
+    prior = toedit.Prior.builtin()
     data = batch(8192, 512, prior, keep=0.99, labels=False)
-    halves = [data.slice(0, 4096), data.slice(4096)]
-    with ThreadPoolExecutor(2) as pool:
-        peers = {
-            "two threads": lambda: list(pool.map(editor.edit, halves)),
-            "one thread": lambda: [editor.edit(half) for half in halves],
-        }
-        report("8192 x 512 int64 ids, two halves", take_turns(peers, 9), 8192 * 512, "two threads")
+    editor = toedit.Editor(prior, toedit.Policy(temperature=1.5))
+    for _ in sys.stdin:
+        editor.edit(data)
+        print(flush=True)
+
+
+def two_cores() -> None:
+    """One call on two threads against one: in processes of their own, because Go reads how many at its start."""
+    workers = {
+        f"{n} threads": subprocess.Popen(
+            [sys.executable, __file__, "edit"],
+            env={**os.environ, "GOMAXPROCS": str(n)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for n in (1, 2)
+    }
+
+    def ask(worker: subprocess.Popen[str]) -> None:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        print(file=worker.stdin, flush=True)
+        worker.stdout.readline()
+
+    peers = {name: functools.partial(ask, worker) for name, worker in workers.items()}
+    report("8192 x 512 int64 ids in one call", take_turns(peers, 30), 8192 * 512, "2 threads")
+    for worker in workers.values():
+        worker.communicate()
 
 
 def main() -> None:
@@ -274,8 +299,11 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", toedit.IdentityWarning)
         samplers(prior)
-    two_cores(prior)
+    two_cores()
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["edit"]:
+        edit_when_asked()
+    else:
+        main()
