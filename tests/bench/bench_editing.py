@@ -146,8 +146,8 @@ def reference(data: pa.RecordBatch, protected: list[int]) -> Callable[[], object
 
 def main() -> None:
     print(f"Editing from stored scores. {machine()}")
-    # Everybody computes in one thread, but for ours with millions of tokens, which takes all cores. The process is not tied to one
-    # core: Go's idle monitor would then take turns with it.
+    # Everybody computes in one thread, but for ours with millions of tokens, which takes all cores. The process is not tied
+    # to one core: Go's idle monitor would then take turns with it.
     prior = toedit.Prior.builtin()
     editor = toedit.Editor(prior, POLICY)
     protected = prior.describe()["special_ids"]
