@@ -250,46 +250,68 @@ type copiedRows struct {
 
 // copyRows copies the batch's real tokens, hashes them, and finds their documents.
 func copyRows(b *arrowBatch, vocabulary int, splitAfter *uint32) (*copiedRows, error) {
-	rows := &copiedRows{}
-	ids, err := b.tokenColumn()
-	if ids == nil || err != nil {
-		return rows, err
-	}
-	mask, err := b.flags("attention_mask", ids)
-	if err != nil {
-		return nil, err
-	}
-	packed, err := newBoundaries(b, ids, splitAfter)
-	if err != nil {
-		return nil, err
-	}
-	rows.ids, rows.hashes = make([][]uint32, b.rows), make([]uint64, b.rows)
-	if packed != nil {
-		rows.starts = make([][]int32, b.rows)
-	}
-	return withTokens(ids.values, tokenVisitor[*copiedRows]{
-		int64:  func(v []int64) (*copiedRows, error) { return rows, copyTokens(rows, ids, v, mask, packed, vocabulary) },
-		int32:  func(v []int32) (*copiedRows, error) { return rows, copyTokens(rows, ids, v, mask, packed, vocabulary) },
-		uint16: func(v []uint16) (*copiedRows, error) { return rows, copyTokens(rows, ids, v, mask, packed, vocabulary) },
-		uint32: func(v []uint32) (*copiedRows, error) { return rows, copyTokens(rows, ids, v, mask, packed, vocabulary) },
+	rows := &copiedRows{ids: make([][]uint32, b.rows), hashes: make([]uint64, b.rows)}
+	return rows, eachRow(b, vocabulary, splitAfter, func(i int, ids []uint32, starts []int32) error {
+		rows.ids[i] = append([]uint32(nil), ids...)
+		rows.hashes[i] = editor.HashBytes(littleEndian(ids)).Lo
+		if len(starts) > 0 {
+			if rows.starts == nil {
+				rows.starts = make([][]int32, b.rows)
+			}
+			rows.starts[i] = starts
+		}
+		return nil
 	})
 }
 
-func copyTokens[T tokenID](rows *copiedRows, ids *listColumn, values []T, mask *flagColumn, packed *boundaries, vocabulary int) error {
+// eachRow calls do with each row's real tokens, whose memory is used again for the next one, and where documents begin behind
+// the row's first one.
+func eachRow(b *arrowBatch, vocabulary int, splitAfter *uint32, do func(i int, ids []uint32, starts []int32) error) error {
+	ids, err := b.tokenColumn()
+	if ids == nil || err != nil {
+		return err
+	}
+	mask, err := b.flags("attention_mask", ids)
+	if err != nil {
+		return err
+	}
+	packed, err := newBoundaries(b, ids, splitAfter)
+	if err != nil {
+		return err
+	}
+	w := &rowWalk{b.rows, ids, mask, packed, vocabulary, do}
+	_, err = withTokens(ids.values, tokenVisitor[struct{}]{
+		int64:  func(v []int64) (struct{}, error) { return struct{}{}, walk(w, v) },
+		int32:  func(v []int32) (struct{}, error) { return struct{}{}, walk(w, v) },
+		uint16: func(v []uint16) (struct{}, error) { return struct{}{}, walk(w, v) },
+		uint32: func(v []uint32) (struct{}, error) { return struct{}{}, walk(w, v) },
+	})
+	return err
+}
+
+// rowWalk is what eachRow needs, whatever the type of the ids.
+type rowWalk struct {
+	rows       int
+	ids        *listColumn
+	mask       *flagColumn
+	packed     *boundaries
+	vocabulary int
+	do         func(i int, ids []uint32, starts []int32) error
+}
+
+func walk[T tokenID](w *rowWalk, values []T) error {
 	var d document
-	for i := range rows.ids {
-		start, end := ids.row(i)
-		if err := read(&d, i, values[start:end], mask, vocabulary); err != nil {
+	for i := range w.rows {
+		start, end := w.ids.row(i)
+		if err := read(&d, i, values[start:end], w.mask, w.vocabulary); err != nil {
 			return err
 		}
-		rows.ids[i] = append([]uint32(nil), d.ids...)
-		rows.hashes[i] = editor.HashBytes(littleEndian(d.ids)).Lo
-		if packed != nil {
-			starts, err := packed.starts(i, &d)
-			if err != nil {
-				return err
-			}
-			rows.starts[i] = starts
+		starts, err := w.packed.starts(i, &d)
+		if err != nil {
+			return err
+		}
+		if err := w.do(i, d.ids, starts); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -29,19 +29,12 @@ func ReadRows(priorHandle, batch, schema Address, options string, out, outSchema
 		if missing != nil {
 			return missing
 		}
-		b, err := importBatch(batch, schema)
-		if err != nil {
-			return err
-		}
-		p, err := lookup[*prior.Prior](priorHandle)
+		b, p, err := importRows(priorHandle, batch, schema)
 		if err != nil {
 			return err
 		}
 		var o readOptions
 		if err := parseStrictly(options, &o, `{"split_after": 2}`); err != nil {
-			return err
-		}
-		if err := b.only(append([]string{"input_ids", "attention_mask"}, packedColumns...)...); err != nil {
 			return err
 		}
 		rows, err := copyRows(b, p.VocabSize, o.SplitAfter)
@@ -73,6 +66,19 @@ func ReadRows(priorHandle, batch, schema Address, options string, out, outSchema
 	})
 }
 
+// importRows imports a batch with columns that scoring reads, and looks up a prior.
+func importRows(priorHandle uint64, batch, schema Address) (*arrowBatch, *prior.Prior, error) {
+	b, err := importBatch(batch, schema)
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := lookup[*prior.Prior](priorHandle)
+	if err != nil {
+		return nil, nil, err
+	}
+	return b, p, b.only(append([]string{"input_ids", "attention_mask"}, packedColumns...)...)
+}
+
 // HashRows fills out with what a row's scores follow from, beside the prior: a struct of
 //   - ids_hash and hash_high (uint64): the halves of the document hash,
 //   - tokens (int32): how many real tokens the row has.
@@ -86,77 +92,29 @@ func HashRows(priorHandle, batch, schema, out, outSchema Address) error {
 		if missing != nil {
 			return missing
 		}
-		b, err := importBatch(batch, schema)
+		b, p, err := importRows(priorHandle, batch, schema)
 		if err != nil {
 			return err
 		}
-		p, err := lookup[*prior.Prior](priorHandle)
-		if err != nil {
-			return err
-		}
-		if err := b.only(append([]string{"input_ids", "attention_mask"}, packedColumns...)...); err != nil {
-			return err
-		}
-		rows, err := hashRows(b, p.VocabSize)
+		lows, highs, tokens := make([]uint64, b.rows), make([]uint64, b.rows), make([]int32, b.rows)
+		err = eachRow(b, p.VocabSize, nil, func(i int, ids []uint32, starts []int32) error {
+			if len(starts) > 0 {
+				return fail(Input, "row %d holds several documents (another one begins at token %d), and its scores depend on where they begin; give each document a row of its own, or store the scores in a column", i, starts[0])
+			}
+			h := editor.HashBytes(littleEndian(ids))
+			lows[i], highs[i], tokens[i] = h.Lo, h.Hi, int32(len(ids))
+			return nil
+		})
 		if err != nil {
 			return err
 		}
 		u64 := arrow.PrimitiveTypes.Uint64
-		return export(structOf(len(rows.low),
-			copiedColumn("ids_hash", u64, rows.low),
-			copiedColumn("hash_high", u64, rows.high),
-			copiedColumn("tokens", arrow.PrimitiveTypes.Int32, rows.tokens),
+		return export(structOf(b.rows,
+			copiedColumn("ids_hash", u64, lows),
+			copiedColumn("hash_high", u64, highs),
+			copiedColumn("tokens", arrow.PrimitiveTypes.Int32, tokens),
 		), out, outSchema)
 	})
-}
-
-// hashedRows are the halves of each row's document hash, and how many tokens it was made of.
-type hashedRows struct {
-	low, high []uint64
-	tokens    []int32
-}
-
-func hashRows(b *arrowBatch, vocabulary int) (*hashedRows, error) {
-	rows := &hashedRows{}
-	ids, err := b.tokenColumn()
-	if ids == nil || err != nil {
-		return rows, err
-	}
-	mask, err := b.flags("attention_mask", ids)
-	if err != nil {
-		return nil, err
-	}
-	packed, err := newBoundaries(b, ids, nil)
-	if err != nil {
-		return nil, err
-	}
-	rows.low, rows.high, rows.tokens = make([]uint64, b.rows), make([]uint64, b.rows), make([]int32, b.rows)
-	return withTokens(ids.values, tokenVisitor[*hashedRows]{
-		int64:  func(v []int64) (*hashedRows, error) { return rows, hashTokens(rows, ids, v, mask, packed, vocabulary) },
-		int32:  func(v []int32) (*hashedRows, error) { return rows, hashTokens(rows, ids, v, mask, packed, vocabulary) },
-		uint16: func(v []uint16) (*hashedRows, error) { return rows, hashTokens(rows, ids, v, mask, packed, vocabulary) },
-		uint32: func(v []uint32) (*hashedRows, error) { return rows, hashTokens(rows, ids, v, mask, packed, vocabulary) },
-	})
-}
-
-func hashTokens[T tokenID](rows *hashedRows, ids *listColumn, values []T, mask *flagColumn, packed *boundaries, vocabulary int) error {
-	var d document
-	for i := range rows.low {
-		start, end := ids.row(i)
-		if err := read(&d, i, values[start:end], mask, vocabulary); err != nil {
-			return err
-		}
-		starts, err := packed.starts(i, &d)
-		if err != nil {
-			return err
-		}
-		if len(starts) > 0 {
-			return fail(Input, "row %d holds several documents (another one begins at token %d), and its scores depend on where they begin; give each document a row of its own, or store the scores in a column", i, starts[0])
-		}
-		h := editor.HashBytes(littleEndian(d.ids))
-		rows.low[i], rows.high[i], rows.tokens[i] = h.Lo, h.Hi, int32(len(d.ids))
-	}
-	return nil
 }
 
 func total[T any](rows [][]T) (n int) {
