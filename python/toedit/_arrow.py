@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from toedit import _bridge
-from toedit._errors import InputError
+from toedit._errors import InputError, ScoresError
 
 __all__ = ["IDS", "SCORES_TYPE", "Batch", "open_batch", "rechunk"]
 
@@ -43,6 +43,24 @@ SCORES_TYPE = pa.struct(
     ]
 )
 """The Arrow type of a scores column, version 1: one struct a document."""
+
+
+def scores_column(column: pa.Array) -> pa.Array:
+    """A scores column in its canonical type: files and frameworks change list widths and half floats."""
+    if column.type.equals(SCORES_TYPE):
+        return column
+    if not pa.types.is_struct(column.type):
+        raise ScoresError(f"column 'scores' is {column.type}; it must be the struct that Prior.score returns")
+    missing = [f.name for f in SCORES_TYPE if column.type.get_field_index(f.name) < 0]
+    if missing:
+        raise ScoresError(f"column 'scores' has no field {missing[0]!r}; make it with Prior.score")
+    try:
+        fields_ = [column.field(f.name).cast(f.type) for f in SCORES_TYPE]
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ScoresError(f"column 'scores' cannot be read: {error}; make it with Prior.score") from None
+    mask = column.is_null() if column.null_count else None
+    return pa.StructArray.from_arrays(fields_, fields=list(SCORES_TYPE), mask=mask)
+
 
 # Puts an edited column into the container and dtype that its original came in.
 Back = Callable[[pa.Array], Any]

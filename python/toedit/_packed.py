@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from toedit._arrow import IDS, TOKEN_COLUMNS, Back, Batch
+from toedit._arrow import IDS, TOKEN_COLUMNS, Back, Batch, scores_column
 from toedit._cut import cut_scores, from_offsets, lists
 from toedit._errors import InputError
 from toedit._pieces import Ints, Pieces, offsets_of
@@ -51,11 +51,9 @@ def unpack(batch: Batch, hash_of: Callable[[pa.Array], pa.UInt64Array] | None = 
     def column(name: str) -> tuple[pa.Array, Back]:
         array, back = batch.column(name)
         if name == _SCORES and pa.types.is_struct(array.type) and hash_of is not None:
-            from toedit.editor import _scores_column  # which imports this module
-
             ids = of_tokens(batch.column(IDS)[0], IDS)
             start = offsets_of(lengths)[:-1] - np.repeat(offsets_of(tokens)[:-1], documents)
-            return cut_scores(_scores_column(array), ids, Pieces(row, start, start + lengths), hash_of), back
+            return cut_scores(scores_column(array), ids, Pieces(row, start, start + lengths), hash_of), back
         if name not in _TOKENS:
             return _of_documents(lists(array, name), documents, name), back
         values = of_tokens(array, name)

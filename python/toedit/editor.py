@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from toedit import _arrow, _bridge
-from toedit._arrow import IDS, PAIR_COLUMNS, RANGES, SCORES_TYPE, SCORING_COLUMNS
+from toedit._arrow import IDS, PAIR_COLUMNS, RANGES, SCORING_COLUMNS, scores_column
 from toedit._drop import follow, refuse_places
-from toedit._errors import ExpectedChangesWarning, IdentityWarning, InputError, ScoresError
+from toedit._errors import ExpectedChangesWarning, IdentityWarning, InputError
 from toedit._packed import unpack
 from toedit._pairs import flat_pairs
 from toedit._scores import read_rows
@@ -374,7 +374,7 @@ class Editor:
             columns[LABELS] = _labels_of(ids)
         columns |= _arrow.key_columns(opened, self.key, self.offset)
         if SCORES in names and before is None:
-            columns[SCORES] = _scores_column(opened.column(SCORES)[0])
+            columns[SCORES] = scores_column(opened.column(SCORES)[0])
         else:
             given = {
                 name: columns[name] if name in columns else opened.column(name)[0] for name in SCORING_COLUMNS if name in names
@@ -464,20 +464,3 @@ def _labels_of(ids: pa.Array) -> pa.Array:
     if values is None or not pa.types.is_unsigned_integer(values):
         return ids
     return ids.cast(pa.large_list(pa.int64()))
-
-
-def _scores_column(column: pa.Array) -> pa.Array:
-    """A scores column in its canonical type: files and frameworks change list widths and half floats."""
-    if column.type.equals(SCORES_TYPE):
-        return column
-    if not pa.types.is_struct(column.type):
-        raise ScoresError(f"column {SCORES!r} is {column.type}; it must be the struct that Prior.score returns")
-    missing = [f.name for f in SCORES_TYPE if column.type.get_field_index(f.name) < 0]
-    if missing:
-        raise ScoresError(f"column {SCORES!r} has no field {missing[0]!r}; make it with Prior.score")
-    try:
-        fields_ = [column.field(f.name).cast(f.type) for f in SCORES_TYPE]
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ScoresError(f"column {SCORES!r} cannot be read: {error}; make it with Prior.score") from None
-    mask = column.is_null() if column.null_count else None
-    return pa.StructArray.from_arrays(fields_, fields=list(SCORES_TYPE), mask=mask)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from toedit._arrow import IDS, SCORES_TYPE, TOKEN_COLUMNS
+from toedit._arrow import IDS, SCORES_TYPE, TOKEN_COLUMNS, scores_column
 from toedit._cut import check_lengths, cut_lists, cut_scores, group, join, lists
 from toedit._errors import InputError, MissingDependencyError
 from toedit._pieces import WAYS, Ints, Pieces, offsets_of
-from toedit.editor import SCORES, Editor, _integer, _scores_column
+from toedit.editor import SCORES, Editor, _integer
 from toedit.policy import Policy
 from toedit.prior import Prior, wanted
 
@@ -329,7 +329,7 @@ class _Cut:
 
     def _cut(self, column: pa.ChunkedArray, name: str, ids: pa.Array, pieces: Pieces) -> pa.Array:
         if name == SCORES:
-            return cut_scores(_scores_column(column.combine_chunks()), ids, pieces, _hashes)
+            return cut_scores(scores_column(column.combine_chunks()), ids, pieces, _hashes)
         if name in self.of_tokens([name]):
             array = lists(column, name)
             check_lengths(name, array, ids)
