@@ -51,7 +51,7 @@ func (a *LogArgs) run(do func(b, log *arrowBatch) (*column, error)) error {
 type loggedRows struct {
 	rows   int
 	ids    *listColumn
-	read   func(d *document, row int) error
+	read   rowReader
 	at     func(i int) int64 // a value of ids
 	labels *numberColumn     // nil where there are none
 	key    func(row int) string
@@ -73,11 +73,14 @@ func newLoggedRows(b *arrowBatch, vocabulary int) (*loggedRows, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := withTokens(r.ids.values, tokenVisitor[struct{}]{
-		int64:  func(v []int64) (none struct{}, err error) { readWith(r, v, mask, vocabulary); return },
-		int32:  func(v []int32) (none struct{}, err error) { readWith(r, v, mask, vocabulary); return },
-		uint16: func(v []uint16) (none struct{}, err error) { readWith(r, v, mask, vocabulary); return },
-		uint32: func(v []uint32) (none struct{}, err error) { readWith(r, v, mask, vocabulary); return },
+	if r.read, err = r.ids.rowReader(mask, vocabulary); err != nil {
+		return nil, err
+	}
+	if r.at, err = withTokens(r.ids.values, tokenVisitor[func(int) int64]{
+		int64:  func(v []int64) (func(int) int64, error) { return valueOf(v), nil },
+		int32:  func(v []int32) (func(int) int64, error) { return valueOf(v), nil },
+		uint16: func(v []uint16) (func(int) int64, error) { return valueOf(v), nil },
+		uint32: func(v []uint32) (func(int) int64, error) { return valueOf(v), nil },
 	}); err != nil {
 		return nil, err
 	}
@@ -107,13 +110,8 @@ func newLoggedRows(b *arrowBatch, vocabulary int) (*loggedRows, error) {
 	return r, nil
 }
 
-// readWith lets the rows be read from values of their own type.
-func readWith[T tokenID](r *loggedRows, values []T, mask *flagColumn, vocabulary int) {
-	r.read = func(d *document, row int) error {
-		start, end := r.ids.row(row)
-		return read(d, row, values[start:end], mask, vocabulary)
-	}
-	r.at = func(i int) int64 { return int64(values[i]) }
+func valueOf[T tokenID](values []T) func(int) int64 {
+	return func(i int) int64 { return int64(values[i]) }
 }
 
 // rowLabels are the labels of a row's real tokens; nil where there are none.

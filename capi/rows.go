@@ -228,6 +228,26 @@ func (d *document) index(j int32) int32 {
 	return d.real[j]
 }
 
+// rowReader reads a row's real tokens into a document.
+type rowReader func(d *document, row int) error
+
+// rowReader reads rows of ids, whatever their type.
+func (c *listColumn) rowReader(mask *flagColumn, vocabulary int) (rowReader, error) {
+	return withTokens(c.values, tokenVisitor[rowReader]{
+		int64:  func(v []int64) (rowReader, error) { return readerOf(c, v, mask, vocabulary), nil },
+		int32:  func(v []int32) (rowReader, error) { return readerOf(c, v, mask, vocabulary), nil },
+		uint16: func(v []uint16) (rowReader, error) { return readerOf(c, v, mask, vocabulary), nil },
+		uint32: func(v []uint32) (rowReader, error) { return readerOf(c, v, mask, vocabulary), nil },
+	})
+}
+
+func readerOf[T tokenID](c *listColumn, values []T, mask *flagColumn, vocabulary int) rowReader {
+	return func(d *document, row int) error {
+		start, end := c.row(row)
+		return read(d, row, values[start:end], mask, vocabulary)
+	}
+}
+
 // withTokens calls do with the ids' values in their own type.
 func withTokens[R any](values arrow.Array, do tokenVisitor[R]) (R, error) {
 	switch v := values.(type) {

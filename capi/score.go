@@ -279,38 +279,20 @@ func eachRow(b *arrowBatch, vocabulary int, splitAfter *uint32, do func(i int, i
 	if err != nil {
 		return err
 	}
-	w := &rowWalk{b.rows, ids, mask, packed, vocabulary, do}
-	_, err = withTokens(ids.values, tokenVisitor[struct{}]{
-		int64:  func(v []int64) (struct{}, error) { return struct{}{}, walk(w, v) },
-		int32:  func(v []int32) (struct{}, error) { return struct{}{}, walk(w, v) },
-		uint16: func(v []uint16) (struct{}, error) { return struct{}{}, walk(w, v) },
-		uint32: func(v []uint32) (struct{}, error) { return struct{}{}, walk(w, v) },
-	})
-	return err
-}
-
-// rowWalk is what eachRow needs, whatever the type of the ids.
-type rowWalk struct {
-	rows       int
-	ids        *listColumn
-	mask       *flagColumn
-	packed     *boundaries
-	vocabulary int
-	do         func(i int, ids []uint32, starts []int32) error
-}
-
-func walk[T tokenID](w *rowWalk, values []T) error {
+	read, err := ids.rowReader(mask, vocabulary)
+	if err != nil {
+		return err
+	}
 	var d document
-	for i := range w.rows {
-		start, end := w.ids.row(i)
-		if err := read(&d, i, values[start:end], w.mask, w.vocabulary); err != nil {
+	for i := range b.rows {
+		if err := read(&d, i); err != nil {
 			return err
 		}
-		starts, err := w.packed.starts(i, &d)
+		starts, err := packed.starts(i, &d)
 		if err != nil {
 			return err
 		}
-		if err := w.do(i, d.ids, starts); err != nil {
+		if err := do(i, d.ids, starts); err != nil {
 			return err
 		}
 	}

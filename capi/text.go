@@ -217,23 +217,8 @@ func (in *textInput) readRows() error {
 			return err
 		}
 	}
-	in.read, err = withTokens(ids.values, tokenVisitor[rowReader]{
-		int64:  func(v []int64) (rowReader, error) { return readerOf(ids, v, in.tokens), nil },
-		int32:  func(v []int32) (rowReader, error) { return readerOf(ids, v, in.tokens), nil },
-		uint16: func(v []uint16) (rowReader, error) { return readerOf(ids, v, in.tokens), nil },
-		uint32: func(v []uint32) (rowReader, error) { return readerOf(ids, v, in.tokens), nil },
-	})
+	in.read, err = ids.rowReader(nil, in.tokens.Size())
 	return err
-}
-
-// rowReader reads the ids of a row into a document.
-type rowReader func(d *document, row int) error
-
-func readerOf[T tokenID](ids *listColumn, values []T, tokens *vocab.Table) rowReader {
-	return func(d *document, row int) error {
-		start, end := ids.row(row)
-		return read(d, row, values[start:end], nil, tokens.Size())
-	}
 }
 
 // strings is a column of strings without nulls, of a batch that has rows.
