@@ -88,9 +88,6 @@ func New(p Policy, v Vocabulary) (*Editor, error) {
 	return e, nil
 }
 
-// Policy is what the editor was made from.
-func (e *Editor) Policy() Policy { return e.policy }
-
 // idRange is the ids from first on, so many.
 type idRange struct{ first, length uint32 }
 

@@ -151,9 +151,6 @@ func (p *Policy) Resamples() bool { return p.does(Resample) }
 // Drops says whether any band does.
 func (p *Policy) Drops() bool { return p.does(Drop) }
 
-// MasksLoss says whether any band does.
-func (p *Policy) MasksLoss() bool { return p.does(MaskLoss) }
-
 func (p *Policy) does(a Action) bool {
 	return slices.ContainsFunc(p.Bands, func(b Band) bool { return b.Action == a })
 }

@@ -46,7 +46,7 @@ func TestPresets(t *testing.T) {
 		require.Equal(t, name == "reference-code", p.Temperature == 1.5, name)
 		require.Equal(t, name == "reference-code-low-drop" || name == "reference-code-filter", p.Drops(), name)
 		require.Equal(t, name != "reference-code-filter", p.Resamples(), name)
-		require.False(t, p.MasksLoss())
+		require.False(t, p.does(MaskLoss))
 		require.Equal(t, 8, p.K)
 	}
 }

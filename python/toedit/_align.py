@@ -13,16 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from toedit._arrow import IDS, _is_torch, _numpy_to_torch, _torch_to_numpy
+from toedit._arrow import IDS, IGNORED, LABELS, _is_torch, _numpy_to_torch, _torch_to_numpy
 from toedit._errors import InputError
-from toedit.editor import LABELS
 
 __all__ = ["set_labels"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-# The label of tokens that no loss is taken of.
-IGNORED = -100
 
 
 def _refused(what: str, row: int | None = None) -> InputError:

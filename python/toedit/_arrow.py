@@ -21,6 +21,10 @@ from toedit._errors import InputError, ScoresError
 __all__ = ["IDS", "SCORES_TYPE", "Batch", "open_batch", "rechunk"]
 
 IDS = "input_ids"
+LABELS = "labels"
+SCORES = "scores"
+# The label of tokens that no loss is taken of (the ignore_index of PyTorch's cross_entropy).
+IGNORED = -100
 # The columns with a value for each token.
 TOKEN_COLUMNS = (
     IDS, "labels", "attention_mask", "special_tokens_mask", "protected_mask", "assistant_masks", "document_ids", "position_ids",

@@ -17,10 +17,10 @@ import torch
 from torch.utils.data import get_worker_info
 
 from toedit import _bridge
-from toedit._arrow import IDS, _is_torch, open_batch
+from toedit._arrow import IDS, LABELS, SCORES, _is_torch, open_batch
 from toedit._errors import EpochWarning, InputError, RowErrorWarning, ScoresError
-from toedit._rows import LABELS, Fields, Form, SetupError, count, joined, mapping, part
-from toedit.editor import SCORES, Counts, Editor, _integer, few_expected, warn_if_few_expected
+from toedit._rows import Fields, Form, SetupError, count, joined, mapping, part
+from toedit.editor import Counts, Editor, _integer, few_expected, warn_if_few_expected
 
 __all__ = ["Editing", "NothingLeft", "Result"]
 

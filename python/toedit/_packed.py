@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from toedit._arrow import IDS, TOKEN_COLUMNS, Back, Batch, scores_column
+from toedit._arrow import IDS, SCORES, TOKEN_COLUMNS, Back, Batch, scores_column
 from toedit._cut import cut_scores, from_offsets, lists
 from toedit._errors import InputError
 from toedit._pieces import Ints, Pieces, offsets_of
@@ -21,7 +21,6 @@ _TOKENS = (*TOKEN_COLUMNS, "offset_mapping")
 # Columns that say where documents begin, which a document by itself has no use for.
 _BOUNDS = (_SEQ_LENGTHS, "position_ids", "document_ids")
 # The struct column of which a row has one for all of it, or a list with one for each document.
-_SCORES = "scores"
 
 
 def unpack(batch: Batch, hash_of: Callable[[pa.Array], pa.UInt64Array] | None = None) -> Batch:
@@ -50,7 +49,7 @@ def unpack(batch: Batch, hash_of: Callable[[pa.Array], pa.UInt64Array] | None = 
 
     def column(name: str) -> tuple[pa.Array, Back]:
         array, back = batch.column(name)
-        if name == _SCORES and pa.types.is_struct(array.type) and hash_of is not None:
+        if name == SCORES and pa.types.is_struct(array.type) and hash_of is not None:
             ids = of_tokens(batch.column(IDS)[0], IDS)
             start = offsets_of(lengths)[:-1] - np.repeat(offsets_of(tokens)[:-1], documents)
             return cut_scores(scores_column(array), ids, Pieces(row, start, start + lengths), hash_of), back

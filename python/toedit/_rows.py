@@ -13,19 +13,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from toedit._arrow import IDS, PAIR_COLUMNS, RANGES, _is_torch, _numpy_to_torch, _torch_to_numpy
+from toedit._arrow import IDS, IGNORED, LABELS, PAIR_COLUMNS, RANGES, _is_torch, _numpy_to_torch, _torch_to_numpy
 from toedit._errors import InputError
 
-__all__ = ["IGNORED", "LABELS", "TARGETS", "Fields", "Form", "SetupError", "count", "joined", "mapping", "part"]
+__all__ = ["TARGETS", "Fields", "Form", "SetupError", "count", "joined", "mapping", "part"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Fields = str | int | Sequence[str | None] | Mapping[str, str] | Mapping[int, str]
 
-LABELS = "labels"
 TARGETS = ("aligned", "shifted")
-
-# The label of tokens that no loss is taken of.
-IGNORED = -100
 
 
 class SetupError(InputError):

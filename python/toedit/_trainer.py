@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from toedit._arrow import LABELS
 from toedit._errors import InputError, MissingDependencyError
-from toedit.editor import LABELS, Counts, Editor
+from toedit.editor import Counts, Editor
 from toedit.torch import EditCollator, EditedDataset
 
 try:

@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
         begun = time.perf_counter()
         edited = editor.edit(table)
         seconds_each.append(time.perf_counter() - begun)
-    print(f"   Editing alone, from stored scores: {tokens / min(seconds_each):,.0f} tokens/s on one core.\n")
+    print(f"   Editing alone, from stored scores: {tokens / min(seconds_each):,.0f} tokens/s.\n")
     _show(table, edited, tokenizer)
     return 0
 

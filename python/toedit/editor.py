@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from toedit import _arrow, _bridge
-from toedit._arrow import IDS, PAIR_COLUMNS, RANGES, SCORING_COLUMNS, scores_column
+from toedit._arrow import IDS, LABELS, PAIR_COLUMNS, RANGES, SCORES, SCORING_COLUMNS, scores_column
 from toedit._drop import follow, refuse_places
 from toedit._errors import ExpectedChangesWarning, IdentityWarning, InputError
 from toedit._packed import unpack
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Counts", "Edited", "Editor"]
 
-SCORES = "scores"
-LABELS = "labels"
 # Columns of these names are understood: padding, labels (-100: context, not edited), and tokens that are not edited.
 _MASKS = ("attention_mask", "special_tokens_mask", "protected_mask", "assistant_masks")
 

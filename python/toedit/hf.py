@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from toedit._arrow import IDS, SCORES_TYPE, TOKEN_COLUMNS, scores_column
+from toedit._arrow import IDS, SCORES, SCORES_TYPE, TOKEN_COLUMNS, scores_column
 from toedit._cut import check_lengths, cut_lists, cut_scores, group, join, lists
 from toedit._errors import InputError, MissingDependencyError
 from toedit._pieces import WAYS, Ints, Pieces, offsets_of
-from toedit.editor import SCORES, Editor, _integer
+from toedit.editor import Editor, _integer
 from toedit.policy import Policy
 from toedit.prior import Prior, wanted
 

@@ -22,12 +22,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from toedit import _arrow, _runtime
-from toedit._arrow import IDS, SCORES_TYPE
+from toedit._arrow import IDS, SCORES, SCORES_TYPE
 from toedit._errors import Error, InputError
 from toedit._progress import Progress
 from toedit._sources import TEXT, Source, open_sources
 from toedit._version import __version__
-from toedit.editor import SCORES
 from toedit.prior import DEFAULT_K, DEFAULT_KEEP, WINDOWS, Prior
 
 __all__ = ["main", "score_files"]

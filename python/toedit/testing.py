@@ -19,14 +19,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from toedit import _arrow
-from toedit._arrow import IDS
+from toedit._arrow import IDS, IGNORED, LABELS, SCORES
 from toedit._errors import InputError
-from toedit.editor import LABELS, SCORES, Editor
+from toedit.editor import Editor
 
 __all__ = ["assert_deterministic", "assert_only_candidates_changed"]
 
 _MASK = "attention_mask"
-_CONTEXT = -100
 # The parts of a loader that may have an epoch or a random generator of their own.
 _EPOCHS = ("collate_fn", "dataset")
 _SAMPLERS = ("sampler", "batch_sampler")
@@ -325,11 +324,11 @@ def assert_only_candidates_changed(before: Any, after: Any, *, editor: Editor, p
 
 def _allowed(label: int, followed: int, action: str | None, limited: bool) -> set[int]:
     """What the label of a token may have become."""
-    if label == _CONTEXT:
-        return {_CONTEXT}
+    if label == IGNORED:
+        return {IGNORED}
     if action != "mask_loss":
         return {followed}
-    return {_CONTEXT, followed} if limited else {_CONTEXT}
+    return {IGNORED, followed} if limited else {IGNORED}
 
 
 def _check_labels(labels: Any, allowed: list[set[int]], at: str) -> None:
