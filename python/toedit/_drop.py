@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from toedit._arrow import Batch, to_arrow
+from toedit._cut import from_offsets
 from toedit._errors import InputError
+from toedit._pieces import offsets_of
 
 __all__ = ["follow", "refuse_places"]
 
@@ -93,12 +95,10 @@ def _take(values: Any, kept: pa.Array, name: str, fill: int | None) -> Any:
     lengths = pc.list_value_length(kept).to_numpy()
     in_row = kept.flatten().to_numpy()
     indexes = pa.array(in_row + np.repeat(starts[:-1], lengths), mask=in_row < 0)
-    offsets = np.zeros(len(lengths) + 1, starts.dtype)
-    np.cumsum(lengths, out=offsets[1:])
     taken = array.values.take(indexes)
     if fill is not None:
         taken = taken.fill_null(pa.scalar(fill).cast(taken.type))
-    return back(type(array).from_arrays(pa.array(offsets), taken, type=array.type))
+    return back(from_offsets(array.type, offsets_of(lengths), taken))
 
 
 def _take_row(row: Any, indexes: list[int]) -> Any:
