@@ -32,7 +32,8 @@ define runtime_for_3_10
 		--target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" 'onnxruntime>=1.27,<1.34'
 endef
 
-# Three steps: an environment with Go in it, the package with what it runs with, the rest.
+# Three steps: an environment with Go in it, the package with what it runs with, the rest. mosaicml-streaming asks for transformers
+# before 5, which only its model recipes read, and for four clouds' libraries: pyproject.toml lists what it needs here.
 $(VENV)/.go: python/_build/golang.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python python/_build/golang.py $(BIN)
@@ -45,6 +46,7 @@ $(VENV)/.run: $(VENV)/.go $(NATIVE)
 
 $(VENV)/.dev: $(VENV)/.go $(NATIVE)
 	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-deps 'mosaicml-streaming==0.13.0'
 	$(runtime_for_3_10)
 	@touch $(VENV)/.run $@
 
