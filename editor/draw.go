@@ -27,13 +27,13 @@ func (e *Editor) draw(ep Epoch, d *Document, plan *Plan, counts *Counts) error {
 	plan.words = slices.Grow(plan.words[:0], len(candidates))[:len(candidates)]
 	stream.fill(plan.words, candidates, s.TopPos)
 	plan.Edits = slices.Grow(plan.Edits[:0], len(candidates))
-	eights := e.eights(s)
+	eights := e.hasEights(s)
+	if eights {
+		e.listEights(d, plan)
+	}
 	for c := 0; c < len(candidates); c++ {
-		switch eights {
-		case plainEights:
+		if eights {
 			c = e.drawEights(d, plan, c, counts)
-		case otherEights:
-			c = e.drawOtherEights(d, plan, c, counts)
 		}
 		if c == len(candidates) {
 			break

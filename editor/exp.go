@@ -57,3 +57,10 @@ func expNeg(x float64) float64 {
 	// The result may be subnormal: in two steps, so that only the last rounds.
 	return float64(y*math.Float64frombits(uint64(n+200+1023)<<52)) * 0x1p-200
 }
+
+// expNegEach is expNegAll in Go, for every machine.
+func expNegEach(x []float64) {
+	for i, v := range x {
+		x[i] = expNeg(v)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"math"
 	"math/big"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -49,6 +50,40 @@ func TestExpIsAccurate(t *testing.T) {
 	}
 	t.Logf("worst error: %.3f units in the last place", worst)
 	require.Less(t, worst, 0.9)
+}
+
+// The vector code must give the bits of expNeg, in any number of values, at both ends of its range and beyond.
+func TestExpOfManyIsExp(t *testing.T) {
+	rng := rand.New(rand.NewPCG(4, 4))
+	for n := range 20000 {
+		x := make([]float64, n%9)
+		lowest := 0.0
+		for i := range x {
+			switch rng.IntN(8) {
+			case 0:
+				x[i] = -rng.Float64() * 0x1p-30
+			case 1:
+				x[i] = -700 * rng.Float64()
+			case 2:
+				x[i] = []float64{0, math.Copysign(0, -1), -5e-324, math.Nextafter(-700, 0)}[rng.IntN(4)]
+			default:
+				x[i] = math.Log(rng.Float64())
+			}
+			if n%100 == 0 {
+				x[i] *= float64(int(1) << rng.IntN(20))
+			}
+			lowest = min(lowest, x[i])
+		}
+		want := make([]uint64, len(x))
+		for i, v := range x {
+			want[i] = math.Float64bits(expNeg(v))
+		}
+		got := slices.Clone(x)
+		expNegAll(got, lowest)
+		for i, v := range got {
+			require.Equal(t, want[i], math.Float64bits(v), "exp(%v)", x[i])
+		}
+	}
 }
 
 func TestExpAtTheEdges(t *testing.T) {

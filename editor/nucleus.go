@@ -1,6 +1,9 @@
 package editor
 
-import "math"
+import (
+	"math"
+	"slices"
+)
 
 // nucleus finds the nucleus of a distribution of which the most probable
 // choices are stored: the fewest most probable tokens that have a share p of
@@ -13,20 +16,22 @@ import "math"
 // and none has more than the last stored one. Where both bounds give the same
 // nucleus, it is that; where not, the position is truncated.
 type nucleus struct {
-	p           float64
-	temperature float64
-	alone       uint64       // keys below it: the most probable token alone has p, at temperature 1
-	plain       *halfWeights // exp(a)
-	powers      [54]float64  // factor * 2**(-e/T) for e = 0.., of the bound above temperature 1
+	p            float64
+	temperature  float64
+	k            int
+	alone        uint64       // keys below it: the most probable token alone has p, at temperature 1
+	plain        *halfWeights // exp(a)
+	exponentials int          // of the old id, that it takes
+	powers       [54]float64  // factor * 2**(-e/T) for e = 0.., of the bound above temperature 1
 }
 
 func newNucleus(p *Policy, weights *halfWeights, vocabulary int) *nucleus {
-	n := &nucleus{p: p.TopP, temperature: p.Temperature, plain: weights}
+	n := &nucleus{p: p.TopP, temperature: p.Temperature, k: p.K, plain: weights, exponentials: 1}
 	if p.Temperature == 1 {
 		n.alone = bandLimit(Log32Bound(p.TopP))
 		return n
 	}
-	n.plain = newHalfWeights(1)
+	n.plain, n.exponentials = newHalfWeights(1), 2
 	if others := vocabulary - p.K; p.Temperature > 1 && others > 0 {
 		factor := 1 / expNeg(-float64((1-1/p.Temperature)*logOf(float64(others))))
 		for e := range n.powers {
@@ -80,33 +85,57 @@ func (n *nucleus) size(ids []int32, logp []float32, weights []float64, old uint3
 	return 0, false
 }
 
-// ofEight is size where the old id is the first of eight choices, of which those behind the k-th weigh nothing. last is the
-// k-th's log probability.
-func (n *nucleus) ofEight(x *eight, k int, last, oldLogP float32) (int, bool) {
+// ofEight is size for stored position j, where the old id is the first of eight choices, of which those behind the k-th weigh
+// nothing. own are the old id's exponentials.
+func (n *nucleus) ofEight(x *choices, s *Scores, j int, own []float64) (int, bool) {
 	if n.temperature == 1 {
-		if keyOf(oldLogP) < n.alone {
+		if keyOf(s.LogP[s.TopPos[j]]) < n.alone {
 			return 1, true
 		}
-		size, reached, _ := x.reach(expNeg(float64(oldLogP)), n.p, 0)
+		size, reached, _ := x.reach(own[0], n.p, 0)
 		return size, reached >= n.p
 	}
-	mass := expNeg(float64(oldLogP))
-	for _, i := range x.index[1:k] {
-		mass += n.plain[i]
-	}
-	size, reached, least := x.reach(expNeg(float64(oldLogP)/n.temperature), 0, n.p)
-	return size, reached >= float64(n.p*(least+n.rest(1-mass, float64(last)))) && least >= leastSum
+	i, plain := x.index, n.plain
+	mass := own[0] + plain[i[1]] + plain[i[2]] + plain[i[3]] + plain[i[4]] + plain[i[5]] + plain[i[6]] + plain[i[7]]
+	size, reached, least := x.reach(own[1], 0, n.p)
+	return size, reached >= float64(n.p*(least+n.rest(1-mass, float64(s.TopLogP[j*s.K+n.k-1])))) && least >= leastSum
 }
 
-// reach adds up c0 and the weights but the first. It returns how many it takes to reach value + share of the sum of all, what
+// reach adds up first and the weights but the first. It returns how many it takes to reach value + share of the sum of all, what
 // they add up to, and the sum of all.
-func (x *eight) reach(c0, value, share float64) (size int, reached, all float64) {
-	x.addUp(&x.reached, c0)
+func (x *choices) reach(first, value, share float64) (size int, reached, all float64) {
+	w := &x.weights
+	s1 := first + w[1]
+	s2 := s1 + w[2]
+	s3 := s2 + w[3]
+	s4 := s3 + w[4]
+	s5 := s4 + w[5]
+	s6 := s5 + w[6]
+	s7 := s6 + w[7]
+	value += float64(share * s7)
+	size = 8 - atLeast(first, value) - atLeast(s1, value) - atLeast(s2, value) - atLeast(s3, value) -
+		atLeast(s4, value) - atLeast(s5, value) - atLeast(s6, value)
 	r := &x.reached
-	value += float64(share * r[7])
-	size = 8 - atLeast(r[0], value) - atLeast(r[1], value) - atLeast(r[2], value) - atLeast(r[3], value) -
-		atLeast(r[4], value) - atLeast(r[5], value) - atLeast(r[6], value)
-	return size, r[(size-1)&7], r[7]
+	r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7] = first, s1, s2, s3, s4, s5, s6, s7
+	return size, r[(size-1)&7], s7
+}
+
+// exponentialsOf are exp(logp) of the old ids of candidates and, at a temperature other than 1, exp(logp / temperature) behind
+// each: n.exponentials for a candidate.
+func (n *nucleus) exponentialsOf(s *Scores, candidates []int32, x []float64) []float64 {
+	x = slices.Grow(x[:0], n.exponentials*len(candidates))
+	lowest := 0.0
+	for _, j := range candidates {
+		v := float64(s.LogP[s.TopPos[j]])
+		x = append(x, v)
+		if n.temperature != 1 {
+			v /= n.temperature
+			x = append(x, v)
+		}
+		lowest = min(lowest, v)
+	}
+	expNegAll(x, lowest)
+	return x
 }
 
 // rest is the most that tokens which share the probability r, none of them above exp(last), can add up to after the

@@ -31,6 +31,9 @@ type Plan struct {
 
 	candidates []int32   // indexes into TopPos of what is drawn
 	words      []uint64  // one random word for each of them
+	eights     []eight   // the choices of each, for what has few
+	common     []bool    // and whether they are as usual
+	own        []float64 // and exponentials of the old ids, where there is a nucleus
 	sums       []float64 // running sums of the weights of one position
 	stream     drawStream
 

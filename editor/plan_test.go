@@ -22,12 +22,16 @@ func policies() map[string]func(*Policy) {
 		"protected": func(p *Policy) {
 			p.Bands, p.Temperature, p.ProtectedIDs = UpFrom(0.5), 3, []int64{2, 3, 4, 5, 6, 7, 8, 9}
 		},
-		"cold":                 func(p *Policy) { p.Bands, p.Temperature = UpFrom(0.3), 1e-4 },
-		"nucleus":              func(p *Policy) { p.Bands, p.TopP = UpFrom(0.3), 0.95 },
-		"nucleus, others":      func(p *Policy) { p.Bands, p.TopP, p.ExcludeOriginal = UpFrom(0.3), 0.999, true },
-		"nucleus, hot":         func(p *Policy) { p.Bands, p.TopP, p.Temperature = UpFrom(0.3), 0.5, 1.5 },
-		"nucleus, cold":        func(p *Policy) { p.Bands, p.TopP, p.Temperature = UpFrom(0.3), 0.99, 0.7 },
-		"rejection":            func(p *Policy) { p.Bands, p.RejectionTries, p.Temperature = UpFrom(0.5), 3, 1.5 },
+		"cold":            func(p *Policy) { p.Bands, p.Temperature = UpFrom(0.3), 1e-4 },
+		"nucleus":         func(p *Policy) { p.Bands, p.TopP = UpFrom(0.3), 0.95 },
+		"nucleus, others": func(p *Policy) { p.Bands, p.TopP, p.ExcludeOriginal = UpFrom(0.3), 0.999, true },
+		"nucleus, hot":    func(p *Policy) { p.Bands, p.TopP, p.Temperature = UpFrom(0.3), 0.5, 1.5 },
+		"nucleus, cold":   func(p *Policy) { p.Bands, p.TopP, p.Temperature = UpFrom(0.3), 0.99, 0.7 },
+		"rejection":       func(p *Policy) { p.Bands, p.RejectionTries, p.Temperature = UpFrom(0.5), 3, 1.5 },
+		"rejection, k 2":  func(p *Policy) { p.Bands, p.RejectionTries, p.K = UpFrom(0.5), 1, 2 },
+		"rejection, hot nucleus": func(p *Policy) {
+			p.Bands, p.RejectionTries, p.TopP, p.Temperature = UpFrom(0.3), 3, 0.6, 1.5
+		},
 		"rejection in nucleus": func(p *Policy) { p.Bands, p.RejectionTries, p.TopP = UpFrom(0.3), 3, 0.95 },
 		"amount": func(p *Policy) {
 			p.Bands, p.EditProbability, p.MaxEditRate, p.ExcludeOriginal = UpFrom(0.5), 0.5, 0.1, true
@@ -159,17 +163,15 @@ func TestFastPathsEqualSlowOnes(t *testing.T) {
 					require.Equal(t, slow.candidates, plan.candidates)
 				}
 				for _, j := range slow.candidates {
-					one := Plan{candidates: []int32{j}, words: []uint64{0}, Edits: make([]Edit, 0, 1)}
-					switch e.eights(&d.Scores) {
-					case plainEights:
+					if e.hasEights(&d.Scores) {
+						one := Plan{candidates: []int32{j}, words: []uint64{0}, Edits: make([]Edit, 0, 1)}
+						e.listEights(d, &one)
 						fast += e.drawEights(d, &one, 0, new(Counts))
-					case otherEights:
-						fast += e.drawOtherEights(d, &one, 0, new(Counts))
 					}
 				}
 			}
 			require.Greater(t, ordinary, 20)
-			if e.eights(&Scores{K: 8}) != noEights && e.policy.Temperature > 0.01 {
+			if e.hasEights(&Scores{K: 8}) && e.policy.Temperature > 0.01 {
 				require.Greater(t, fast, 500)
 			}
 		})

@@ -17,6 +17,13 @@ const (
 	halfCount = (142 - 103 + 1) << 10
 )
 
+// Behind them stand the weights of log probability 0, which has no index of its
+// own, and of what is not there.
+const (
+	oneIndex     = 1<<16 - 2
+	nothingIndex = 1<<16 - 1
+)
+
 // halfWeights[i] is exp(a / temperature) of the negative float16 value a with
 // index i. It is longer than it need be so that a 16-bit index needs no check;
 // what cannot be reached by a float16 value is NaN.
@@ -24,7 +31,7 @@ type halfWeights [1 << 16]float64
 
 // halfIndex maps the bits of a float32 that holds a negative, finite float16
 // value to 0..halfCount-1, and those of any other float32 elsewhere, or to where
-// the table has a NaN.
+// the table has a NaN there.
 func halfIndex(b uint32) uint32 { return bits.RotateLeft32(b, 32-13) - halfBase }
 
 // halfOf is the inverse of halfIndex.
@@ -49,22 +56,17 @@ func newHalfWeights(temperature float64) *halfWeights {
 	for i := halfCount; i < len(t); i++ {
 		t[i] = math.NaN()
 	}
+	t[oneIndex], t[nothingIndex] = 1, 0
 	return t
 }
 
 // weight is exp(a / temperature) of a float16 value a <= 0, and NaN for
 // anything else.
 func (t *halfWeights) weight(a float32) float64 {
-	if i := halfIndex(math.Float32bits(a)); i < uint32(len(t)) {
+	if i := halfIndex(math.Float32bits(a)); i < halfCount {
 		return t[i]
 	}
 	return outlierWeight(a)
-}
-
-// at is the index of a value and what stands there.
-func (t *halfWeights) at(a float32) (uint32, float64) {
-	i := halfIndex(math.Float32bits(a))
-	return i, t[uint16(i)]
 }
 
 // outlierWeight is weight for what has no index: zero and -Inf, besides what
