@@ -55,18 +55,19 @@ def end(lengths: Ints, most: int) -> tuple[Pieces, None]:
 
 
 def best_fit(pieces: Pieces, most: int) -> tuple[Pieces, Ints]:
-    """Pieces in rows: the longest first, each where it leaves the least room."""
+    """Pieces in rows: the longest first, each where it leaves the least room; of equal ones, where there has been just that
+    room for longest. (So has TRL, whose rows these are, token for token.)"""
     pieces = pieces[pieces.lengths > 0]
     members: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # what is left of each row, and its number, ascending
-    for n in np.argsort(-pieces.lengths, kind="stable").tolist():
-        size = int(pieces.lengths[n])
-        at = bisect.bisect_left(room, (size, 0))
-        left, row = room.pop(at) if at < len(room) else (most, len(members))
+    room: list[tuple[int, int, int]] = []  # what is left of each row, since which piece, and its number, ascending
+    for n, piece in enumerate(np.argsort(-pieces.lengths, kind="stable").tolist()):
+        size = int(pieces.lengths[piece])
+        at = bisect.bisect_left(room, (size, 0, 0))
+        left, _, row = room.pop(at) if at < len(room) else (most, n, len(members))
         if row == len(members):
             members.append([])
-        members[row].append(n)
-        bisect.insort(room, (left - size, row))
+        members[row].append(piece)
+        bisect.insort(room, (left - size, n, row))
     order = np.array([n for row in members for n in row], np.int64)
     return pieces[order], offsets_of([len(row) for row in members])
 

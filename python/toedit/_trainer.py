@@ -57,11 +57,18 @@ class EpochCallback(TrainerCallback):
     Trainer's list; for those that ``report_to`` names, put this one first:
     ``trainer.callback_handler.callbacks.insert(0, EpochCallback(train))``.
 
+    TRL's SFTTrainer takes nothing but ``datasets`` for its training data, which it prepares when it is made. There the dataset
+    is wrapped afterwards:
+
+        trainer.train_dataset = train = EditedDataset(trainer.train_dataset, editor)
+        trainer.add_callback(EpochCallback(train))
+
     Args:
         editing: the EditedDataset, EditCollator or EditTransform that the training data goes through.
 
     Raises (while training):
-        InputError: the evaluation data would be edited.
+        InputError: the evaluation data would be edited; the training data do not go through *editing*; the columns that a
+            transform reads were removed before it.
     """
 
     def __init__(self, editing: EditCollator | EditedDataset) -> None:
@@ -72,14 +79,36 @@ class EpochCallback(TrainerCallback):
             )
         self.editing = editing
         self._next = 0
+        self._met: int | None = None  # rows before the first step, until it is there
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         # Behind the decimal point are the steps of an epoch that a checkpoint was made in.
         self._next = int(state.epoch or 0)
+        self._met = self._rows()
+        form = getattr(getattr(train_dataloader, "dataset", None), "format", None)
+        transformed = isinstance(form, Mapping) and form.get("type") == "custom"
+        if transformed and isinstance(self.editing, EditTransform) and args.remove_unused_columns:
+            raise InputError(
+                "Trainer has removed the columns that the transform reads (scores, key, offset) from the dataset under it; set "
+                "remove_unused_columns=False, or wrap the dataset in an EditedDataset instead"
+            )
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.editing.set_epoch(self._next)
         self._next += 1
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        met, self._met = self._met, None
+        # A process to which another one hands its batches edits nothing itself.
+        if met is not None and state.is_world_process_zero and self._rows() == met:
+            raise InputError(
+                f"the first batch has no row that went through the {type(self.editing).__name__} of this callback: the trainer "
+                "reads other data, unedited. Give it that dataset; where TRL's trainer does not take it, set "
+                "trainer.train_dataset to it afterwards"
+            )
+
+    def _rows(self) -> int:
+        return int(self.editing.stats().rows) + self.editing.errors
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any) -> None:
         collate = getattr(eval_dataloader, "collate_fn", None)

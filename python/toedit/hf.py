@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 # Goes into fingerprints: another number where the same arguments would give other values.
-_VERSION = 1
+_VERSION = 2
 
 # Columns with a value for each token, beside those that the user names: toedit's own, and those of tokenizers and of TRL.
 _TOKENS = (*TOKEN_COLUMNS, "offset_mapping", "token_type_ids", "completion_mask")
