@@ -348,14 +348,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="toedit score",
         description="Score documents with a prior, once, so that they can be edited anew in every epoch. All rows and columns "
-        f"stay as they are and in order; {SCORES!r} is added (and {IDS!r} where there was only text).",
+        f"stay as they are and in order; {SCORES!r} is added (and {IDS!r} where there was only text). A token stream (.bin, of "
+        "nanoGPT's or Megatron-LM's form) gets a folder of scores.",
         epilog="FILE is .parquet, .arrow, .arrows, .feather, .ipc, or .jsonl, .ndjson, .txt, these also with .gz or .zst. All "
         "must have the same columns. A plain text file is one document; with --lines each of its lines is one (an empty line "
         "an empty document). Text is tokenised with the prior's tokenizer.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="what to score")
     parser.add_argument(
-        "-o", "--out", required=True, metavar="OUT", help="the file to make: .parquet (zstd), .arrow or .arrows"
+        "-o",
+        "--out",
+        required=True,
+        metavar="OUT",
+        help="the file to make: .parquet (zstd), .arrow or .arrows; of a stream a folder",
     )
     parser.add_argument(
         "--prior", required=True, metavar="DIR", help="a prior folder, or 'builtin' for the bundled one (for trying)"
@@ -372,7 +377,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ids-column", metavar="NAME", help=f"the column of token ids (default: {IDS!r}, if there is one)")
     parser.add_argument("--text-column", metavar="NAME", help=f"a column of text to tokenise (default: {TEXT!r}, without ids)")
     parser.add_argument("--lines", action="store_true", help="plain text files hold a document a line")
-    parser.add_argument("--split-after", type=int, metavar="ID", help="the id that ends a document inside a row")
+    parser.add_argument("--split-after", type=int, metavar="ID", help="the id that ends a document inside a row or a stream")
+    parser.add_argument("--dtype", metavar="NAME", help="of a stream without an index (.idx): uint16, say")
+    parser.add_argument("--header", type=int, metavar="BYTES", help="in front of a stream's first id (default: none)")
     parser.add_argument("--windows", choices=WINDOWS, default="rolling", help="for long documents (default: %(default)s)")
     parser.add_argument("--min-context", type=int, metavar="N", help="tokens before each, in rolling windows (default: half)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the prior's own)")
@@ -380,34 +387,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="for runs of the model (default: none)")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
     args = parser.parse_args(argv)
+    streamed = any(Path(file).suffix == ".bin" for file in args.files)
+    _check_arguments(args, streamed)
     progress, begun = Progress(sys.stderr), time.perf_counter()
     names = ("device", "threads", "memory_limit", "windows", "min_context")
     settings: dict[str, Any] = {name: getattr(args, name) for name in names}
     with Prior.builtin(**settings) if args.prior == "builtin" else Prior(args.prior, **settings) as prior:
+        common: dict[str, Any] = {"prior": prior, "k": args.k, "keep": args.keep, "overwrite": args.overwrite}
         try:
-            totals = score_files(
-                args.files,
-                args.out,
-                prior=prior,
-                k=args.k,
-                keep=args.keep,
-                ids_column=args.ids_column,
-                text_column=args.text_column,
-                lines=args.lines,
-                split_after=args.split_after,
-                overwrite=args.overwrite,
-                progress=progress,
-            )
+            if streamed:
+                totals = _score_stream(args, progress=progress, **common)
+            else:
+                totals = score_files(
+                    args.files,
+                    args.out,
+                    ids_column=args.ids_column,
+                    text_column=args.text_column,
+                    lines=args.lines,
+                    split_after=args.split_after,
+                    progress=progress,
+                    **common,
+                )
         finally:
             progress.close()
         done = prior.stats()
         padding = 1 - done["positions"] / max(done["padded"], 1)
-    seconds = time.perf_counter() - begun
+    seconds, what = time.perf_counter() - begun, "documents" if streamed else "rows"
     print(
-        f"{args.out}: {totals.rows:,} rows, {totals.tokens:,} tokens ({totals.unscored:,} without a score), top-{args.k} at "
+        f"{args.out}: {totals.rows:,} {what}, {totals.tokens:,} tokens ({totals.unscored:,} without a score), top-{args.k} at "
         f"{totals.kept:,} positions; {seconds:,.1f} s, {totals.tokens / seconds:,.0f} tokens/s, {padding:.1%} padding"
     )
     return 0
+
+
+def _check_arguments(args: argparse.Namespace, streamed: bool) -> None:
+    """Refuse what would be ignored."""
+    given = [name for name in ("ids_column", "text_column", "lines") if getattr(args, name)]
+    if not streamed:
+        given = [name for name in ("dtype", "header") if getattr(args, name) is not None]
+    if given:
+        raise InputError(f"--{given[0].replace('_', '-')} is not for {'token streams' if streamed else 'files of rows'}")
+    if streamed and len(args.files) > 1:
+        raise InputError(f"{len(args.files)} files are given, but token streams are scored one at a time, each into its folder")
+
+
+def _score_stream(args: argparse.Namespace, **options: Any) -> Totals:
+    from toedit import tokens
+
+    try:
+        stream = tokens.TokenStream(args.files[0], args.dtype, header=args.header or 0, split_after=args.split_after)
+    except TypeError:
+        raise InputError(
+            f"--dtype is {args.dtype!r}; it must be the name of an integer type of NumPy's, such as uint16"
+        ) from None
+    done = tokens.score(stream, args.out, **options)
+    return Totals(done.documents, done.tokens, done.unscored, done.positions)
 
 
 def _range(text: str) -> tuple[float, float]:
