@@ -118,7 +118,7 @@ def test_the_batch_that_an_editor_takes(edited: EditedStream, editor: toedit.Edi
     assert batch["start"].tolist() == [5, 1000]
     assert batch["stream"].to_pylist() == ["train.bin"] * 2
     assert (editor(batch, EPOCH)["input_ids"] == crops_of(whole[EPOCH], [5, 1000], 64)).all()
-    assert editor.statistics(batch).documents.num_rows == 2
+    assert editor.statistics(batch).rows == 2
     torch = pytest.importorskip("torch")
     assert (edited.crops(torch.tensor([5, 1000]), 64)["input_ids"] == batch["input_ids"]).all()
 
@@ -277,8 +277,12 @@ def test_files_that_are_no_stream(tmp_path: Path) -> None:
         TokenStream(path)
     with pytest.raises(toedit.InputError, match="dtype is float32"):
         TokenStream(path, np.float32)
+    with pytest.raises(toedit.InputError, match="header is -2"):
+        TokenStream(path, np.uint16, header=-2)
     np.arange(1, 4, dtype=np.uint16).tofile(path)
     assert TokenStream(path, "uint16", header=2).tokens.tolist() == [2, 3]
+    with pytest.raises(toedit.InputError, match="split_after is 65536; it must be 0 to 65535"):
+        TokenStream(path, np.uint16, split_after=2**16)
     assert TokenStream(path, "uint8").tokens.tolist() == [1, 0, 2, 0, 3, 0]
 
 
@@ -356,7 +360,7 @@ def test_indices_that_cannot_be_read(tmp_path: Path) -> None:
     for settings in ({"dtype": np.int32}, {"split_after": 0}, {"header": 2}):
         path.write_bytes(ids)
         with pytest.raises(toedit.InputError, match="says that the ids are uint16, and where documents begin"):
-            TokenStream(path, **settings)  # type: ignore[arg-type]
+            TokenStream(path, **settings)
 
 
 # Scoring
@@ -365,26 +369,28 @@ def test_indices_that_cannot_be_read(tmp_path: Path) -> None:
 def test_scoring_in_parts_and_after_interruptions(
     folder: Path, documents: list[list[int]], prior: toedit.Prior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many parts, stopped in several of them: the same files. What was written and not committed is made again."""
+    """Stopped after every part in turn, also inside of a document: the same files. What was not committed is made again."""
     monkeypatch.setattr(tokens, "_TOKENS", 700)  # less than the longest document
-    out, reported = tmp_path / "out", []
-    stops = [600, 1500, 3000]
+    out, committed, reported = tmp_path / "out", [0], []
 
     def progress(done: int, share: float) -> None:
         reported.append((done, share))
-        if stops and done > stops[0]:
-            del stops[0]
+        found = tmp_path / "out.partial" / "progress.json"
+        if found.exists() and (tokens := json.loads(found.read_text())["done"]["tokens"]) > committed[-1]:
+            committed.append(tokens)
             raise KeyboardInterrupt
 
-    for _ in range(3):
+    for _ in range(5):
         with pytest.raises(KeyboardInterrupt):
             score(flat(folder), out, prior=prior, keep=POLICY, progress=progress)
         assert not out.exists()
         with (tmp_path / "out.partial" / "logp.npy").open("ab") as file:
             file.write(b"lost")
+    ends = np.cumsum([len(document) for document in documents])
+    assert not set(committed[1:]) <= set(ends.tolist())
     with pytest.raises(toedit.ScoresError, match="were begun and not finished"):
         EditedStream(flat(folder), toedit.Editor(prior, POLICY, key="k", offset="o"), out)
-    done = score(flat(folder), out, prior=prior, keep=POLICY, progress=progress)
+    done = score(flat(folder), out, prior=prior, keep=POLICY, progress=lambda *done: reported.append(done))
     assert files(out) == files(folder / "train.scores")
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
     assert {path.name for path in out.iterdir()} == {*files(out), "scores.json"}
@@ -485,7 +491,7 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     for more, text in (
         (flags, "exists; give another name, or overwrite it"),
         ([], "its dtype must be given"),
-        (["--dtype", "int17"], "--dtype is 'int17'"),
+        (["--dtype", "int17"], "dtype is 'int17'"),
         (["--lines"], "--lines is not for token streams"),
     ):
         assert main([*arguments, *more]) == 1
@@ -611,7 +617,7 @@ def test_datasets_that_are_none(edited: EditedStream) -> None:
         ({"length": 5, "targets": "next"}, "targets is 'next'"),
     ):
         with pytest.raises(toedit.InputError, match=text):
-            edited.dataset(**arguments)  # type: ignore[arg-type]
+            edited.dataset(**arguments)
 
 
 def test_resumed_in_the_middle(edited: EditedStream) -> None:
@@ -638,7 +644,7 @@ def test_a_loop_like_nanogpts(edited: EditedStream, whole: dict[int, Ints], fold
     """Its get_batch, its offsets; the model learns."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
-    block_size, batch_size, seen = 32, 8, []
+    block_size, batch_size, seen = 32, 4, []
 
     def get_batch(step: int) -> tuple[Any, Any]:
         ix = torch.randint(len(edited) - block_size, (batch_size,))
@@ -649,7 +655,7 @@ def test_a_loop_like_nanogpts(edited: EditedStream, whole: dict[int, Ints], fold
 
     model = torch.nn.Sequential(torch.nn.Embedding(4096, 16), torch.nn.Linear(16, 4096))
     losses = []
-    for step in range(30):
+    for step in range(12):
         x, y = get_batch(step)
         (starts, epoch) = seen[-1]
         assert (x.numpy() == crops_of(whole[epoch], starts, block_size)).all()
@@ -659,6 +665,6 @@ def test_a_loop_like_nanogpts(edited: EditedStream, whole: dict[int, Ints], fold
         loss.backward()
         with torch.no_grad():
             for weight in model.parameters():
-                weight -= 20 * weight.grad
+                weight -= 10 * weight.grad
         losses.append(loss.item())
-    assert losses[-1] < losses[0] - 1
+    assert np.mean(losses[-3:]) < losses[0] - 0.2

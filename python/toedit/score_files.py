@@ -434,12 +434,7 @@ def _check_arguments(args: argparse.Namespace, streamed: bool) -> None:
 def _score_stream(args: argparse.Namespace, **options: Any) -> Totals:
     from toedit import tokens
 
-    try:
-        stream = tokens.TokenStream(args.files[0], args.dtype, header=args.header or 0, split_after=args.split_after)
-    except TypeError:
-        raise InputError(
-            f"--dtype is {args.dtype!r}; it must be the name of an integer type of NumPy's, such as uint16"
-        ) from None
+    stream = tokens.TokenStream(args.files[0], args.dtype, header=args.header or 0, split_after=args.split_after)
     done = tokens.score(stream, args.out, **options)
     return Totals(done.documents, done.tokens, done.unscored, done.positions)
 

@@ -30,7 +30,7 @@ from toedit._pieces import Ints, offsets_of
 from toedit._store_files import top_k
 from toedit._token_scores import BLOCK, Done, TokenScores, Unfinished, unfinished
 from toedit._version import __version__
-from toedit.editor import Edited, Editor
+from toedit.editor import Edited, Editor, _integer
 from toedit.policy import Policy
 from toedit.prior import Prior, wanted
 from toedit.store import _hash_rows
@@ -95,7 +95,7 @@ class TokenStream:
     ) -> None:
         self.path = _file_of(Path(os.path.abspath(path)))  # a worker process may have another working directory
         self._dtype = None if dtype is None else _integers(dtype)
-        self._header = header
+        self._header = _integer("header", header, 2**31)
         self.split_after = split_after
         self._open()
 
@@ -122,6 +122,8 @@ class TokenStream:
                 f"{self.path} has {size} bytes of ids, which is no number of {dtype}: it was cut off, or has another dtype or "
                 "header"
             )
+        if self.split_after is not None:
+            _integer("split_after", self.split_after, int(np.iinfo(dtype).max))
         try:
             self.tokens: Array = np.asarray(np.memmap(self.path, dtype, "r", self._header))
         except OSError as error:
@@ -165,7 +167,10 @@ def _file_of(path: Path) -> Path:
 
 
 def _integers(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    found = np.dtype(dtype)
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        raise InputError(f"dtype is {dtype!r}; it must be an integer type of NumPy's, such as numpy.uint16") from None
     if found.kind not in "iu" or not found.isnative:
         raise InputError(f"dtype is {found}; token ids are integers in the order of this machine's bytes, such as numpy.uint16")
     return found
@@ -238,7 +243,7 @@ def score(
         progress: called with the tokens scored so far and the share of the stream that is done.
 
     Returns:
-        What was scored, with earlier runs.
+        What was scored, with earlier runs: ``tokens``, ``documents``, ``unscored`` tokens and ``positions`` with top-k.
 
     Raises:
         InputError: an id is outside the prior's vocabulary (the message says where), *out* cannot be written, or an earlier
