@@ -24,6 +24,7 @@ import toedit
 from toedit import _token_scores, tokens
 from toedit.__main__ import main
 from toedit._scores import read_rows
+from toedit._store_files import locked
 from toedit.tokens import EditedStream, TokenStream, score
 
 Ints = npt.NDArray[np.int64]
@@ -390,12 +391,41 @@ def test_scoring_in_parts_and_after_interruptions(
     assert not set(committed[1:]) <= set(ends.tolist())
     with pytest.raises(toedit.ScoresError, match="were begun and not finished"):
         EditedStream(flat(folder), toedit.Editor(prior, POLICY, key="k", offset="o"), out)
-    done = score(flat(folder), out, prior=prior, keep=POLICY, progress=lambda *done: reported.append(done))
+    with monkeypatch.context() as at_the_end:
+        at_the_end.setattr("toedit._token_scores._sha256", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            score(flat(folder), out, prior=prior, keep=POLICY, progress=lambda *done: reported.append(done))
+    done = score(flat(folder), out, prior=prior, keep=POLICY)
     assert files(out) == files(folder / "train.scores")
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
     assert {path.name for path in out.iterdir()} == {*files(out), "scores.json"}
     assert (done.tokens, done.documents) == (sum(map(len, documents)), len(documents))
     assert reported[-1] == (done.tokens, 1)
+
+
+def interrupt(*_: object) -> str:
+    raise KeyboardInterrupt
+
+
+def test_across_documents(folder: Path, prior: toedit.Prior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prior that reads a packed row as one document reads a stream as one. One process at a time writes it."""
+    monkeypatch.setattr(tokens, "_TOKENS", 700)
+    np.fromfile(folder / "train.bin", np.uint16)[:1600].tofile(tmp_path / "x.bin")
+    stream = TokenStream(tmp_path / "x.bin", np.uint16, split_after=EOS)
+    packed = toedit.Prior(prior.path, cross_documents=True, threads=2)
+    with monkeypatch.context() as at_the_end:
+        at_the_end.setattr("toedit._token_scores._sha256", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            score(stream, tmp_path / "out", prior=packed)
+    with (
+        locked(str(tmp_path / "out.partial"), 0),
+        pytest.raises(toedit.InputError, match="another process does not let go of its lock"),
+    ):
+        score(stream, tmp_path / "out", prior=packed)
+    done = score(stream, tmp_path / "out", prior=packed)
+    assert (done.tokens, done.documents) == (1600, 1)
+    found = np.load(tmp_path / "out" / "logp.npy")
+    assert found.tolist() == packed.score([stream.tokens]).field("logp")[0].as_py()
 
 
 def test_an_interrupted_run_goes_on_with_the_same_only(

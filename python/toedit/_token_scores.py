@@ -185,7 +185,7 @@ class Unfinished:
         self._files: dict[str, BinaryIO] = {}
         for name, shape in _shapes(self.done, k).items():
             file = stack.enter_context(open(folder / f"{name}.npy", "a+b"))  # noqa: SIM115 - the caller's stack closes it
-            length = shape[0] if name != "ids_hash" else self.done.tokens // BLOCK  # the last block may not be whole
+            length = shape[0] if name != "ids_hash" else self.done.tokens // BLOCK  # of whole blocks
             size = _HEADER + np.dtype(_DTYPES[name]).itemsize * int(np.prod([length, *shape[1:]]))
             if self.done.tokens and file.tell() < size:
                 raise InputError(f"{folder / name}.npy has {file.tell()} bytes, but {size} were written; remove {folder}")
@@ -209,7 +209,7 @@ class Unfinished:
         return np.fromfile(self._folder / "ids_hash.npy", np.uint64, offset=_HEADER)
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Give everything its name. What was written must be committed."""
+        """Give everything its name, once all is committed and the hash of the last block, which may not be whole, written."""
         for name, shape in _shapes(self.done, self._k).items():
             self._files[name].close()
             with open(self._folder / f"{name}.npy", "r+b") as file:

@@ -259,13 +259,12 @@ def score(
             raise InputError(
                 f"{stream.path} has changed since its first {writer.done.tokens} tokens were scored; remove {out}.partial"
             )
-        pieces = _pieces(stream, prior, writer.begin, writer.done.tokens)
-        for batch in _batches(pieces):
+        for batch in _batches(_pieces(stream, prior, writer.begin, writer.done.tokens)):
             done = _score(stream, prior, k, ranges, batch, writer, progress)
-            hashed = writer.done.tokens // BLOCK
-            blocks = done.tokens // BLOCK if done.tokens < len(stream) else _blocks(stream)
-            writer.write("ids_hash", _hashes_of_blocks(stream, prior, hashed, blocks))
+            whole = writer.done.tokens // BLOCK, done.tokens // BLOCK
+            writer.write("ids_hash", _hashes_of_blocks(stream, prior, *whole))
             writer.commit(done, batch[-1].next)
+        writer.write("ids_hash", _hashes_of_blocks(stream, prior, len(stream) // BLOCK, _blocks(stream)))
         manifest = {"toedit": __version__, "prior": prior.describe(), "k": k, "keep": ranges, "split_after": stream.split_after}
         writer.finish({**manifest, **_runtime.where()})
         return writer.done
@@ -285,7 +284,8 @@ class _Piece:
 def _pieces(stream: TokenStream, prior: Prior, begin: int, first: int) -> Iterator[_Piece]:
     """The stream in pieces, of which the first begins at *begin* and is scored from *first* on."""
     about = prior.describe()
-    for start, end in [(begin, len(stream))] if about["cross_documents"] else stream.documents(begin):
+    documents = [(begin, len(stream))] if about["cross_documents"] else stream.documents(begin)
+    for start, end in documents if first < len(stream) else ():
         yield from _cut(stream.tokens, about, start, max(start, first), end)
 
 
