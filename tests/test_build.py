@@ -170,7 +170,7 @@ def test_wheel_holds_the_package_and_nothing_else(sources: Path, installed: tupl
     required = metadata.get_all("Requires-Dist", [])
     base = {re.split(r"[^a-z]", line)[0] for line in required if "extra ==" not in line}
     assert base == {"numpy", "pyarrow", "tokenizers"}
-    assert set(metadata.get_all("Provides-Extra", [])) == {"cpu", "cuda", "torch", "hf", "export", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"cpu", "cuda", "torch", "hf", "ray", "export", "dev"}
     help_text = run(env / "bin/toedit", "--help")
     assert "toedit" in help_text
 

@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer
@@ -219,7 +220,61 @@ def test_hugging_face(prior: toedit.Prior, rows: list[list[int]], tmp_path: Path
             output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True
         ),
     }
-    exec(block("hf.EpochCallback"), names)
+    exec(block("from transformers import Trainer"), names)
     assert names["train"].stats().tokens > 0
-    exec(block("hf.pack"), names)
+    exec(block("hf.chunk("), names)
     assert names["train"][0]["seq_lengths"]
+
+
+def test_trl(prior: toedit.Prior, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("trl")
+    from pydoc_data.topics import topics
+
+    from toedit import hf
+    from toedit.torch import EditedDataset
+
+    monkeypatch.chdir(tmp_path)
+    texts = [text[:400] for text in list(topics.values())[:12]]
+    end = tokenizer.id_to_token(0)
+    config = transformers.LlamaConfig(
+        vocab_size=4096, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    ids = [tokenizer.encode(text).ids for text in texts]
+    names: dict[str, Any] = {
+        "toedit": toedit,
+        "hf": hf,
+        "EditedDataset": EditedDataset,
+        "prior": prior,
+        "policy": toedit.Policy(threshold=0.9, exclude_original=True),
+        "dataset": datasets.Dataset.from_dict({"text": texts}),
+        "evaluation": datasets.Dataset.from_dict({"text": texts[:3]}),
+        "documents": datasets.Dataset.from_dict({"input_ids": ids, "id": [f"doc {i}" for i in range(12)]}),
+        "tokenizer": transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end),
+        "model": transformers.LlamaForCausalLM(config),
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two wait for each other over a model of this size
+    for part in ("trainer.train_dataset, prior", "skip_prepare_dataset"):
+        exec(block(part).replace("packing=True", "packing=True, max_steps=2, report_to=[], use_cpu=True"), names)
+        assert names["train"].stats().tokens > 0
+    torch.set_num_threads(threads)
+
+
+def test_token_streams(prior: toedit.Prior, rows: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from toedit.tokens import TokenStream, score
+
+    monkeypatch.chdir(tmp_path)
+    np.array([token for row in rows[:8] for token in (*row, 0)], np.uint16).tofile("train.bin")
+    policy = toedit.Policy(threshold=0.5)
+    score(TokenStream("train.bin", np.uint16, split_after=0), "train.scores", prior=prior, keep=policy)
+    names: dict[str, Any] = {"toedit": toedit, "numpy": np, "torch": torch, "prior": prior, "policy": policy}
+    names |= {"block_size": 32, "batch_size": 4}
+    exec(block("import EditedStream"), names)
+    x, y = names["get_batch"](0)
+    assert x.shape == y.shape == (4, 32)
+    assert (x[:, 1:] == y[:, :-1]).all()
+    assert names["dataset"][0][0].tolist() == names["stream"].edit([0], 32, 0)["input_ids"][0].tolist()
