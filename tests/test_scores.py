@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -272,3 +273,64 @@ def test_scores_of_another_prior_are_refused_by_the_editor(dense: dict[str, Any]
     column = built(dense, other)
     with pytest.raises(toedit.ScoresError):
         toedit.Editor(prior, toedit.Policy(k=K))({"input_ids": dense["input_ids"].tolist(), "scores": column})
+
+
+# Scores as bytes
+
+
+def test_scores_as_bytes(prior: toedit.Prior, rows: list[list[int]], scores: pa.StructArray) -> None:
+    """The edits are those of the column, in every container that has rows of Python's."""
+    editor = toedit.Editor(prior, toedit.Policy(threshold=0.3, temperature=1.5), seed=2)
+    expected = editor({"input_ids": rows, "scores": scores})
+    assert expected.changes > 100
+    halves = pa.chunked_array([scores[:5], scores[5:]])
+    for data in map(toedit.scores_to_bytes, (scores, halves)):
+        assert [type(value) for value in data] == [bytes] * len(rows)
+        assert editor({"input_ids": rows, "scores": data})["input_ids"] == expected["input_ids"]
+        records = [{"input_ids": ids, "scores": value} for ids, value in zip(rows, data, strict=True)]
+        assert [row["input_ids"] for row in editor(records).batch] == expected["input_ids"]
+    # Any Arrow reads them.
+    (column,) = pa.ipc.open_stream(data[7]).read_all().columns
+    assert column.combine_chunks().equals(scores[7:8])
+
+
+def test_scores_of_packed_rows_as_bytes(prior: toedit.Prior, rows: list[list[int]], scores: pa.StructArray) -> None:
+    editor = toedit.Editor(prior, toedit.Policy(threshold=0.3, temperature=1.5), seed=2)
+    packed = {
+        "input_ids": [rows[0] + rows[1], rows[2] + rows[3]],
+        "seq_lengths": [[len(rows[0]), len(rows[1])], [len(rows[2]), len(rows[3])]],
+    }
+    column = pa.array([scores[:2].to_pylist(), scores[2:4].to_pylist()], pa.list_(toedit.SCORES_TYPE))
+    expected = editor(packed | {"scores": column})
+    assert expected.changes > 0
+    assert editor(packed | {"scores": toedit.scores_to_bytes(column)})["input_ids"] == expected["input_ids"]
+
+
+def test_bytes_that_are_no_scores(prior: toedit.Prior, rows: list[list[int]], scores: pa.StructArray) -> None:
+    editor = toedit.Editor(prior, toedit.Policy(threshold=0.3))
+    good = toedit.scores_to_bytes(scores[:2])
+    both, other = pa.BufferOutputStream(), pa.BufferOutputStream()
+    for sink, table in ((both, pa.table({"scores": scores[:2]})), (other, pa.table({"score": scores[:1]}))):
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    packed = toedit.scores_to_bytes(pa.array([scores[:2].to_pylist()], pa.list_(toedit.SCORES_TYPE)))
+    for bad in (
+        b"",
+        b"scores",
+        good[1][:-40],
+        bytes(len(good[1])),
+        None,
+        both.getvalue().to_pybytes(),
+        other.getvalue().to_pybytes(),
+        *packed,
+    ):
+        with pytest.raises(toedit.ScoresError, match="row 1: scores are not what scores_to_bytes makes: "):
+            editor({"input_ids": rows[:2], "scores": [good[0], bad]})
+    for place in range(0, len(good[1]), 7):  # a damaged byte is an error, or damages a value
+        damaged = bytearray(good[1])
+        damaged[place] ^= 0xFF
+        with contextlib.suppress(toedit.ScoresError):
+            editor({"input_ids": rows[:2], "scores": [good[0], bytes(damaged)]})
+    for column in (scores.to_pylist(), pa.array([1])):
+        with pytest.raises(toedit.Error, match=r"scores are a list|column 'scores' is int64"):
+            toedit.scores_to_bytes(column)

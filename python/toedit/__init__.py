@@ -25,7 +25,7 @@ from toedit._errors import (
     StoreWarning,
     TokenizerWarning,
 )
-from toedit._scores import scores
+from toedit._scores import scores, scores_to_bytes
 from toedit._version import __version__
 from toedit.editor import Edited, Editor
 from toedit.log import apply_log, revert_log
@@ -62,4 +62,5 @@ __all__ = [
     "apply_log",
     "revert_log",
     "scores",
+    "scores_to_bytes",
 ]

@@ -375,12 +375,36 @@ def _unreadable(rows: list[Any], name: str, error: Exception) -> str:
 
 
 def _from_structs(rows: list[Any], name: str) -> pa.Array:
+    if name == "scores" and any(isinstance(row, bytes) for row in rows):
+        return _from_bytes(rows)
     try:
         if name == "scores" and any(isinstance(row, (list, np.ndarray)) for row in rows):  # of packed rows, a list each
             return pa.array(rows, type=pa.list_(SCORES_TYPE))
         return pa.array(rows, type=SCORES_TYPE if name == "scores" else None)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise InputError(f"column {name!r} is not a scores column: {error}") from None
+
+
+def _from_bytes(rows: list[Any]) -> pa.Array:
+    """Scores that were written by :func:`toedit.scores_to_bytes`, one document or one packed row each.
+
+    Raises:
+        ScoresError: a row holds something else.
+    """
+    read: list[pa.Array] = []
+    for n, row in enumerate(rows):
+        try:
+            if not isinstance(row, bytes):
+                raise TypeError(f"they are a {type(row).__name__}")
+            column = pa.ipc.open_stream(row).read_all().column(SCORES).combine_chunks()
+            column.validate(full=True)
+            if len(column) != 1:
+                raise ValueError(f"they hold {len(column)} rows")
+            read.append(column if read == [] else column.cast(read[0].type))
+        # What damaged bytes, or other ones, can be to Arrow.
+        except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+            raise ScoresError(f"row {n}: {SCORES} are not what scores_to_bytes makes: {error}") from None
+    return pa.concat_arrays(read)
 
 
 def key_columns(batch: Batch, key: str | None, offset: str | None) -> dict[str, pa.Array]:

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from toedit import _arrow, _bridge
-from toedit._arrow import IDS, SCORES_TYPE
+from toedit._arrow import IDS, SCORES, SCORES_TYPE
 from toedit._errors import InputError
 from toedit.prior import Prior
 
-__all__ = ["Rows", "Top", "check_top", "column", "inside", "prior_of", "read_rows", "scores"]
+__all__ = ["Rows", "Top", "check_top", "column", "inside", "prior_of", "read_rows", "scores", "scores_to_bytes"]
 
 _MASK = "attention_mask"
 _NULL_HINT = "a token that was not scored is null (None; in NumPy numpy.ma.masked_invalid(logp))"
@@ -96,6 +96,37 @@ def scores(
     first = np.repeat(offsets[:-1], np.diff(at.offsets))
     top = Top(rank[flat] - rank[first], at.offsets, ids_k, values_k)
     return column(rows, scored[real], valid[real], top, prior)
+
+
+def scores_to_bytes(scores: pa.StructArray | pa.ChunkedArray) -> list[bytes]:
+    """Scores for formats that keep bytes beside a document: shards of mosaicml-streaming and webdataset, key-value stores.
+
+    A row's ``scores`` may be such bytes wherever it may be a struct; nothing has to read them back.
+
+    Args:
+        scores: what :meth:`Prior.score` or :func:`toedit.scores` made; or, of packed rows, lists with one for each document.
+
+    Returns:
+        Of each row an Arrow IPC stream: one record batch with one row and one column, ``scores``. About 1.5 kB more than the
+        values, which compression takes away where a shard holds many.
+
+    Raises:
+        InputError, ScoresError: it is no such column.
+    """
+    chunks = scores.chunks if isinstance(scores, pa.ChunkedArray) else [scores]
+    result = []
+    for chunk in chunks:
+        if not isinstance(chunk, pa.Array):
+            raise InputError(f"scores are a {type(chunk).__name__}; they must be the column that Prior.score returns")
+        if chunk.type != pa.list_(SCORES_TYPE):
+            chunk = _arrow.scores_column(chunk)
+        for n in range(len(chunk)):
+            sink = pa.BufferOutputStream()
+            row = pa.RecordBatch.from_arrays([chunk.slice(n, 1)], [SCORES])
+            with pa.ipc.new_stream(sink, row.schema) as writer:
+                writer.write_batch(row)
+            result.append(sink.getvalue().to_pybytes())
+    return result
 
 
 def prior_of(prior: Any) -> Prior:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from toedit import _arrow
-from toedit._arrow import IDS, SCORES_TYPE
+from toedit._arrow import IDS
 from toedit._errors import InputError
 from toedit._tokenizer import plain_tokenizer
 from toedit.projection import Projection, place, tokenise
@@ -112,7 +112,7 @@ def edit_text(
     ids = tokenise(prior_tokenizer, column.to_pylist())
     columns = {IDS: ids}
     if scores is not None:
-        columns["scores"] = _scores(scores)
+        columns["scores"] = _arrow.to_arrow(scores, "scores")[0]
     if editor.key is not None and keys is not None:
         columns[editor.key] = pa.array(keys) if not isinstance(keys, (pa.Array, pa.ChunkedArray)) else keys
     elif (editor.key is None) != (keys is None):
@@ -180,12 +180,6 @@ def _open(texts: Any) -> tuple[pa.Array, Callable[[pa.Array], Any]]:
 
 def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _scores(scores: Any) -> pa.Array:
-    if isinstance(scores, (pa.Array, pa.ChunkedArray)):
-        return _one(scores)
-    return pa.array(scores, SCORES_TYPE)
 
 
 @functools.lru_cache(maxsize=4)
