@@ -250,6 +250,7 @@ class EditingLoader(Editing):
         self.loader = loader
         self.prefetch = _integer("prefetch", prefetch, 2**16)
         self._begun = False  # a pass of this epoch
+        self._resumed: bool | None = None  # the next pass: from between two epochs, from within one, or not at all
         self._shared.epochs_move[0] = True
 
     def set_epoch(self, epoch: int) -> None:
@@ -277,7 +278,8 @@ class EditingLoader(Editing):
         if self._begun:
             super().set_epoch(self.epoch + 1)
         self._begun = True
-        return _Batches(self, iter(self.loader), self.epoch)
+        resumed, self._resumed = self._resumed, None
+        return _Batches(self, iter(self.loader), self.epoch, resumed)
 
     def _job(self, batch: Any, epoch: int) -> Any:
         edited = self._edit(batch, epoch, collated=True).batch
@@ -286,25 +288,27 @@ class EditingLoader(Editing):
     def _state(self) -> Any:
         """The loader's state now, if it has any."""
 
-    def _handed_out(self, epoch: int, state: Any) -> None:
-        """Take note of the state behind the batch that was handed out last, and of the next one's epoch."""
+    def _handed_out(self, epoch: int, state: Any, between: bool) -> None:
+        """Take note of the state behind the batch that was handed out last, of the next one's epoch, and whether this is
+        between two epochs."""
 
 
 class _StatefulLoader(EditingLoader):
-    _last: tuple[int, Any] | None = None
+    _last: tuple[int, Any, bool] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
         if self._last is not None:
-            self._last = self.epoch, self._last[1]
+            self._last = self.epoch, *self._last[1:]
 
     def state_dict(self) -> dict[str, Any]:
-        epoch, state = self._last or (self.epoch, self._state())
-        return {"epoch": epoch, "loader": state}
+        epoch, state, between = self._last or (self.epoch, self._state(), True)
+        return {"epoch": epoch, "between": between, "loader": state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         Editing.set_epoch(self, state["epoch"])
         self._begun = False
+        self._resumed = state["between"]
         self._last = None
         self.loader.load_state_dict(state["loader"])
 
@@ -312,8 +316,8 @@ class _StatefulLoader(EditingLoader):
         # What a loader returns may be its own, which goes on.
         return copy.deepcopy(self.loader.state_dict())
 
-    def _handed_out(self, epoch: int, state: Any) -> None:
-        self._last = epoch, state
+    def _handed_out(self, epoch: int, state: Any, between: bool) -> None:
+        self._last = epoch, state, between
 
 
 class _Batches:
@@ -323,16 +327,18 @@ class _Batches:
     as they do without toedit, and Ctrl-C ends them. Only editing is left to the background.
     """
 
-    def __init__(self, loader: EditingLoader, batches: Iterator[Any], epoch: int) -> None:
+    def __init__(self, loader: EditingLoader, batches: Iterator[Any], epoch: int, resumed: bool | None) -> None:
         self._loader = loader
         self._batches = batches
         self._epoch = epoch
         self._background = Background() if loader.prefetch > 0 else None
         # What is being edited, with the loader's state behind it.
         self._ahead: deque[tuple[Future[Any], Any]] = deque()
-        self._end: tuple[int, Any] | None = None  # what to note behind the last batch, once all were fetched
+        self._end: tuple[int, Any, bool] | None = None  # what to note behind the last batch, once all were fetched
+        # What a state of between two epochs resumes may be the end of the one before, without batches (mosaicml-streaming).
+        self._may_be_empty = resumed is True
         self._done = False
-        loader._handed_out(epoch, loader._state())
+        loader._handed_out(epoch, loader._state(), resumed is not False)
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -354,7 +360,7 @@ class _Batches:
                 self._close()
                 raise
             self._ahead.popleft()
-            self._loader._handed_out(self._epoch, state)
+            self._loader._handed_out(self._epoch, state, False)
             if batch is not None:
                 return batch
         raise StopIteration
@@ -365,14 +371,19 @@ class _Batches:
         try:
             batch = next(self._batches)
         except StopIteration:
-            self._end = self._epoch + 1, self._loader._state()
+            if self._may_be_empty:
+                self._may_be_empty = False
+                self._batches = iter(self._loader.loader)
+            else:
+                self._end = self._epoch + 1, self._loader._state(), True
             return
         except Exception as error:
             future = Future()
             future.set_exception(error)
-            self._end = self._epoch, None
+            self._end = self._epoch, None, False
             self._ahead.append((future, None))
         else:
+            self._may_be_empty = False
             job = functools.partial(self._loader._job, batch, self._epoch)
             if self._background is None:
                 future = Future()
