@@ -116,7 +116,9 @@ def test_streamed_shards(editor: toedit.Editor, expected: list[Edits], mds: Path
 
 @pytest.mark.usefixtures("clean")
 def test_streamed_shards_in_a_wrapped_dataset(editor: toedit.Editor, expected: list[Edits], mds: Path) -> None:
+    """With PyTorch's loader. StreamingDataLoader takes note of nothing where its dataset is none of streaming's."""
     dataset = EditedDataset(opened(mds), editor)
+    assert streaming.StreamingDataLoader(dataset, batch_size=SIZE).state_dict() is None
     for epoch in range(EPOCHS):
         dataset.set_epoch(epoch)
         assert edits(DataLoader(dataset, SIZE, collate_fn=collate)) == expected[epoch]
@@ -233,7 +235,7 @@ def test_two_ranks_of_a_stream(editor: toedit.Editor, expected: list[Edits], mds
 
 # webdataset
 
-FIELDS = {"ids.npy": "input_ids", "scores": "scores", "doc.cls": "doc"}
+FIELDS = {"ids.npy": "input_ids", "doc.cls": "doc"}
 
 
 @pytest.fixture(scope="module")

@@ -275,11 +275,16 @@ class EditingLoader(Editing):
         return getattr(self.loader, name)
 
     def __iter__(self) -> Iterator[Any]:
+        return _Batches(self, iter(self.loader))
+
+    def _begin(self) -> tuple[int, bool | None]:
+        """The epoch of a pass whose first batch is asked for, and what it resumes. Not before: frameworks make iterators to see
+        whether they can (Lightning)."""
         if self._begun:
             super().set_epoch(self.epoch + 1)
         self._begun = True
         resumed, self._resumed = self._resumed, None
-        return _Batches(self, iter(self.loader), self.epoch, resumed)
+        return self.epoch, resumed
 
     def _job(self, batch: Any, epoch: int) -> Any:
         edited = self._edit(batch, epoch, collated=True).batch
@@ -327,23 +332,26 @@ class _Batches:
     as they do without toedit, and Ctrl-C ends them. Only editing is left to the background.
     """
 
-    def __init__(self, loader: EditingLoader, batches: Iterator[Any], epoch: int, resumed: bool | None) -> None:
+    def __init__(self, loader: EditingLoader, batches: Iterator[Any]) -> None:
         self._loader = loader
         self._batches = batches
-        self._epoch = epoch
+        self._epoch = -1  # it has not begun
         self._background = Background() if loader.prefetch > 0 else None
         # What is being edited, with the loader's state behind it.
         self._ahead: deque[tuple[Future[Any], Any]] = deque()
         self._end: tuple[int, Any, bool] | None = None  # what to note behind the last batch, once all were fetched
-        # What a state of between two epochs resumes may be the end of the one before, without batches (mosaicml-streaming).
-        self._may_be_empty = resumed is True
+        self._may_be_empty = False
         self._done = False
-        loader._handed_out(epoch, loader._state(), resumed is not False)
+        loader._handed_out(loader.epoch + loader._begun, loader._state(), loader._resumed is not False)
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
+        if self._epoch < 0:
+            self._epoch, resumed = self._loader._begin()
+            # What a state of between two epochs resumes may be the end of the one before, without batches (mosaicml-streaming).
+            self._may_be_empty = resumed is True
         while not self._done:
             while self._end is None and len(self._ahead) <= self._loader.prefetch:
                 self._fetch()
