@@ -323,6 +323,15 @@ def test_the_other_package(
     assert model.edits() == expected
 
 
+def test_training_data_that_nobody_edits_are_refused(editor: toedit.Editor, rows: list[Row], tmp_path: Path) -> None:
+    model = Model()
+    with pytest.raises(
+        toedit.InputError, match="the first batch has no row that went through the EditCollator of this callback"
+    ):
+        trainer(tmp_path, EpochCallback(EditCollator(editor, collate))).fit(model, DataLoader(rows, SIZE, collate_fn=collate))
+    assert model.seen == []
+
+
 def test_what_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         toedit.InputError, match="editing is a list; it must be the EditCollator, EditedDataset or EditingLoader"

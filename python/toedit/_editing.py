@@ -22,7 +22,7 @@ from toedit._errors import EpochWarning, InputError, RowErrorWarning, ScoresErro
 from toedit._rows import Fields, Form, SetupError, count, joined, mapping, part
 from toedit.editor import Counts, Editor, _integer, few_expected, warn_if_few_expected
 
-__all__ = ["Editing", "NothingLeft", "Result"]
+__all__ = ["Editing", "NothingLeft", "Result", "logged"]
 
 ON_ERROR = ("raise", "keep", "drop")
 
@@ -126,6 +126,11 @@ class _Shared:
                 RowErrorWarning,
                 stacklevel=5,
             )
+
+
+def logged(counts: Counts) -> dict[str, float]:
+    """Counts as training logs have them."""
+    return {f"toedit/{name}": getattr(counts, name) for name in ("tokens", "candidates", "changes", "expected_changes")}
 
 
 def _checksum(ids: Any) -> int:

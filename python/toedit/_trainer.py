@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from toedit._arrow import LABELS
+from toedit._editing import logged
 from toedit._errors import InputError, MissingDependencyError
-from toedit.editor import Counts, Editor
+from toedit.editor import Editor
 from toedit.torch import EditCollator, EditedDataset
 
 try:
@@ -122,10 +123,6 @@ class EpochCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs is None or not {"loss", "train_loss"} & logs.keys():
             return
-        counts = _logged(self.editing.stats())
+        counts = logged(self.editing.stats())
         logs.update(counts)
         state.log_history[-1].update(counts)  # a copy, made before
-
-
-def _logged(counts: Counts) -> dict[str, float]:
-    return {f"toedit/{name}": getattr(counts, name) for name in ("tokens", "candidates", "changes", "expected_changes")}

@@ -7,9 +7,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from toedit._editing import Editing
+from toedit._editing import Editing, logged
 from toedit._errors import InputError, MissingDependencyError
-from toedit.editor import Counts
 
 __all__ = ["EpochCallback"]
 
@@ -43,8 +42,8 @@ class EpochCallback(Callback):
     Args:
         editing: the EditCollator, EditedDataset or EditingLoader that the training data goes through.
 
-    Raises (while evaluating):
-        InputError: data for validation, tests or prediction would be edited.
+    Raises (while training or evaluating):
+        InputError: data for validation, tests or prediction would be edited; the training data do not go through *editing*.
     """
 
     def __init__(self, editing: Editing) -> None:
@@ -54,6 +53,7 @@ class EpochCallback(Callback):
                 "training data"
             )
         self.editing = editing
+        self._met: int | None = None  # rows before the first step, until it is there
 
     # Lightning makes the first epoch's iterator, from which workers start, before it calls on_train_epoch_start, and does not
     # call that for the epoch that a run resumes in. So the epoch is set as soon as it is known.
@@ -61,6 +61,7 @@ class EpochCallback(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
             self.editing.set_epoch(trainer.current_epoch)
+            self._met = self._rows()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self.editing.set_epoch(_epoch_of(checkpoint))
@@ -68,7 +69,16 @@ class EpochCallback(Callback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         self.editing.set_epoch(trainer.current_epoch)
 
+    def _rows(self) -> int:
+        return int(self.editing.stats().rows) + self.editing.errors
+
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        met, self._met = self._met, None
+        if met is not None and self._rows() == met:
+            raise InputError(
+                f"the first batch has no row that went through the {type(self.editing).__name__} of this callback: the trainer "
+                "reads other data, unedited. Give it the loader of that one"
+            )
         every = trainer.log_every_n_steps
         if every and (trainer.global_step + 1) % every == 0:
             self._log(trainer, trainer.global_step)
@@ -79,7 +89,7 @@ class EpochCallback(Callback):
     def _log(self, trainer: Any, step: int) -> None:
         # To the loggers themselves: LightningModule.log makes 32-bit floats of counts.
         for logger in trainer.loggers:
-            logger.log_metrics(_logged(self.editing.stats()), step=step)
+            logger.log_metrics(logged(self.editing.stats()), step=step)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         _refuse_edits(trainer.val_dataloaders)
@@ -125,7 +135,3 @@ def _inside(loader: Any) -> Iterator[Any]:
     while loader is not None:
         yield loader
         loader = getattr(loader, "dataset", None)
-
-
-def _logged(counts: Counts) -> dict[str, float]:
-    return {f"toedit/{name}": getattr(counts, name) for name in ("tokens", "candidates", "changes", "expected_changes")}
