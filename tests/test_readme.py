@@ -278,3 +278,64 @@ def test_token_streams(prior: toedit.Prior, rows: list[list[int]], tmp_path: Pat
     assert x.shape == y.shape == (4, 32)
     assert (x[:, 1:] == y[:, :-1]).all()
     assert names["dataset"][0][0].tolist() == names["stream"].edit([0], 32, 0)["input_ids"][0].tolist()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_streamed_shards(prior: toedit.Prior, rows: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    util = pytest.importorskip("streaming.base.util")
+    webdataset = pytest.importorskip("webdataset")
+    from toedit.torch import EditCollator
+
+    monkeypatch.chdir(tmp_path)
+    policy = toedit.Policy(threshold=0.3)
+    data = [{"id": str(n), "input_ids": np.array(ids, np.int32)} for n, ids in enumerate(rows[:8])]
+    with webdataset.TarWriter("shard.tar") as out:
+        for row, of_row in zip(data, toedit.scores_to_bytes(prior.score(data, keep=policy)), strict=True):
+            out.write({"__key__": row["id"], "ids.npy": row["input_ids"], "scores": of_row})
+    seen: list[Any] = []
+    names: dict[str, Any] = {"toedit": toedit, "EditCollator": EditCollator, "prior": prior, "policy": policy, "rows": data}
+    names |= {"editor": toedit.Editor(prior, policy, key="id"), "epochs": 2, "step": seen.append, "urls": ["shard.tar"]}
+    names["collate"] = lambda rows: {"rows": [row.get("input_ids", row.get("ids.npy")).tolist() for row in rows]}
+    expected = [names["editor"](data, epoch)["input_ids"] for epoch in range(2)]
+    for part in ("import MDSWriter", "import webdataset"):
+        seen.clear()
+        exec(block(part).replace("num_workers=4", "num_workers=0"), names)
+        for batch, edited in zip(seen, expected, strict=True):
+            assert sorted(batch["rows"]) == sorted(ids.tolist() for ids in edited)
+    del names
+    util.clean_stale_shared_memory()
+
+
+def test_lightning(prior: toedit.Prior, rows: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    lightning = pytest.importorskip("lightning.pytorch")
+    from toedit.torch import EditCollator
+
+    class Model(lightning.LightningModule):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Embedding(4096, 2)
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            return self.weight(batch).square().sum()
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            assert batch.tolist() == [row["input_ids"] for row in data]
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    def collate(rows: list[dict[str, Any]]) -> Any:
+        return torch.tensor([row["input_ids"] for row in rows])
+
+    monkeypatch.chdir(tmp_path)
+    policy = toedit.Policy(threshold=0.3)
+    data = [{"input_ids": ids[:16]} for ids in rows if len(ids) >= 16]
+    for row, scores in zip(data, prior.score(data, keep=policy).to_pylist(), strict=True):
+        row["scores"] = scores
+    names: dict[str, Any] = {"torch": torch, "EditCollator": EditCollator, "editor": toedit.Editor(prior, policy), "rows": data}
+    names |= {"collate": collate, "model": Model(), "epochs": 2}
+    names["evaluation"] = torch.utils.data.DataLoader(data, len(data), collate_fn=collate)
+    exec(block("toedit.lightning").replace("num_workers=4", "num_workers=0"), names)
+    assert names["collator"].stats().rows == 2 * len(data)
