@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. PYTHON chooses the interpreter that the environment is made with.
 .DEFAULT_GOAL := help
-.PHONY: help env build demo test lint bench gpu-check fuzz wheel c clean
+.PHONY: help env build demo examples test lint bench gpu-check fuzz wheel c clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -52,6 +52,10 @@ $(VENV)/.dev: $(VENV)/.go $(NATIVE)
 
 demo: build ## edit real text in a DataLoader, with the bundled prior (TEXT=file for your own)
 	$(BIN)/python -m toedit demo $(if $(TEXT),--text '$(TEXT)')
+
+examples: env ## train a tiny model with and without editing (plain loop, Trainer, SFTTrainer); figures in dist/examples/
+	mkdir -p dist/examples
+	@for name in plain_loop trainer sft; do $(BIN)/python tests/examples/$$name.py -o dist/examples/$$name.png || exit 1; done
 
 # The Go tests score with the library that pip installed.
 ONNXRUNTIME = TOEDIT_ONNXRUNTIME="$$($(BIN)/python -c 'from toedit import _runtime; print(_runtime.library())')"
