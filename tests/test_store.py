@@ -249,16 +249,20 @@ def test_data_loader_workers(prior: toedit.Prior, documents: Rows, expected: Row
         [{"input_ids": row} for row in documents],
         batch_size=8,
         num_workers=2,
-        collate_fn=EditCollator(editor, collate),
+        collate_fn=(collator := EditCollator(editor, collate)),
         persistent_workers=persistent,
         multiprocessing_context="fork",
         timeout=CHILD_SECONDS,
     )
     runs: list[dict[int, int]] = []
+    counted = []
     for _ in range(2):
         batches = list(loader)
         assert [row for ids, _ in batches for row in ids] == expected
         runs.append(dict(of_batch for _, of_batch in batches))  # of each worker, at its last batch
+        counted.append(collator.store_stats())
+    rows = len(documents)
+    assert counted == [{"hits": n * rows, "misses": rows, "unstored": 0} for n in (0, 1)]
     assert min(runs[0].values()) > 0
     assert runs[1] == (runs[0] if persistent else dict.fromkeys(runs[1], 0))
     assert held(editor)["documents"] == len(documents)

@@ -21,6 +21,7 @@ from toedit._arrow import IDS, LABELS, SCORES, _is_torch, open_batch
 from toedit._errors import EpochWarning, InputError, RowErrorWarning, ScoresError
 from toedit._rows import Fields, Form, SetupError, count, joined, mapping, part
 from toedit.editor import Counts, Editor, _integer, few_expected, warn_if_few_expected
+from toedit.store import Lookups
 
 __all__ = ["Editing", "NothingLeft", "Result", "logged"]
 
@@ -53,6 +54,7 @@ class _Shared:
         self.epoch = _in_shared_memory(torch.zeros(1, dtype=torch.int64))
         self.counters = _in_shared_memory(torch.zeros(generations, len(_FIELDS), dtype=torch.int64))
         self.errors = _in_shared_memory(torch.zeros(1, dtype=torch.int64))
+        self.lookups = _in_shared_memory(torch.zeros(len(Lookups._fields), dtype=torch.int64))
         self.warned = _in_shared_memory(torch.zeros(1, dtype=torch.bool))
         self.warned_of_errors = _in_shared_memory(torch.zeros(1, dtype=torch.bool))
         # Whether epochs are set or counted; else the first row (its length, first ids and a checksum) is known again.
@@ -236,6 +238,12 @@ class Editing:
         """The same for each generation of the editor."""
         return self._shared.generations()
 
+    def store_stats(self) -> dict[str, int]:
+        """What the editor's store had of the rows that were edited so far, by all workers of all epochs: rows read there
+        (``hits``), rows that the prior scored (``misses``), and documents that it scored and that could not be stored
+        (``unstored``). An epoch in which ``misses`` stays as it is did not run the prior."""
+        return Lookups(*self._shared.lookups.tolist())._asdict()
+
     @property
     def errors(self) -> int:
         """Rows that could not be edited so far, in all workers of all epochs."""
@@ -305,6 +313,8 @@ class Editing:
                 "which sets those that its collate_fn makes"
             )
         self._shared.add(edited.generations)
+        if edited._lookups is not None:
+            _add(self._shared.lookups, list(edited._lookups))
         if records:
             rows: Any = [form.close(row, new) for row, new in zip(batch, edited.batch, strict=True)]
         else:

@@ -24,7 +24,7 @@ from toedit.log import PendingLog, joined
 from toedit.policy import Policy
 from toedit.prior import Prior, wanted
 from toedit.statistics import Statistics, measure
-from toedit.store import ScoreStore
+from toedit.store import Lookups, ScoreStore
 
 if TYPE_CHECKING:
     from toedit.text import EditedText
@@ -121,7 +121,7 @@ class Edited(Mapping[str, Any]):
         targets: the edited ``input_ids`` and their ``labels`` as Arrow lists, where :meth:`Editor.edit` was asked for them.
     """
 
-    __slots__ = ("_log", "_logs", "_opened", "batch", "counts", "generations", "targets")
+    __slots__ = ("_log", "_logs", "_lookups", "_opened", "batch", "counts", "generations", "targets")
 
     def __init__(
         self,
@@ -130,6 +130,7 @@ class Edited(Mapping[str, Any]):
         generations: list[Counts],
         logs: list[PendingLog],
         targets: pa.RecordBatch | None,
+        lookups: Lookups | None,
     ) -> None:
         self._opened = opened
         self.batch = batch
@@ -137,6 +138,7 @@ class Edited(Mapping[str, Any]):
         self.counts = generations[0] if len(generations) == 1 else Counts.of_generations(generations)
         self.targets = targets
         self._logs = logs
+        self._lookups = lookups  # of the first generation, where there is a store
         self._log: pa.RecordBatch | None = None
 
     def __getitem__(self, name: str) -> Any:
@@ -339,7 +341,7 @@ class Editor:
             InputError, ScoresError: as where the batch is edited.
         """
         epoch = _integer("epoch", epoch, 2**32 - 1)
-        columns, _ = self._columns(self._documents(_arrow.open_batch(batch)))
+        columns, *_ = self._columns(self._documents(_arrow.open_batch(batch)))
         return measure(self._native.get(), self.seed, epoch, columns)
 
     def _documents(self, opened: _arrow.Batch) -> _arrow.Batch:
@@ -350,9 +352,9 @@ class Editor:
 
     def _columns(
         self, opened: _arrow.Batch, targets: bool = False, before: Edited | None = None
-    ) -> tuple[dict[str, pa.Array], dict[str, _arrow.Back]]:
-        """The columns that are read of a batch, or of what a generation before left of it, and the ways back for those that
-        are edited."""
+    ) -> tuple[dict[str, pa.Array], dict[str, _arrow.Back], Lookups | None]:
+        """The columns that are read of a batch, or of what a generation before left of it, the ways back for those that are
+        edited, and what the store had of the rows."""
         names = opened.names
         if IDS not in names:
             raise InputError(f"the batch has no column {IDS!r}, only {names}")
@@ -371,6 +373,7 @@ class Editor:
         elif targets:
             columns[LABELS] = _labels_of(ids)
         columns |= _arrow.key_columns(opened, self.key, self.offset)
+        lookups = None
         if SCORES in names and before is None:
             columns[SCORES] = scores_column(opened.column(SCORES)[0])
         else:
@@ -380,8 +383,8 @@ class Editor:
             if self.store is None or before is not None:  # what a generation makes comes once, and is not stored
                 columns[SCORES] = self.prior.score_columns(given, *self._wanted)
             else:
-                columns[SCORES] = self.store.score_columns(self.prior, given, *self._wanted)
-        return columns, backs
+                columns[SCORES], lookups = self.store.score_columns(self.prior, given, *self._wanted)
+        return columns, backs, lookups
 
     def edit(self, batch: Any, epoch: int = 0, targets: bool = False) -> Edited:
         """The same without the warning about runs that change almost nothing, and without the error where loss is to be masked
@@ -399,7 +402,7 @@ class Editor:
         opened = _arrow.open_batch(batch)
         if self._drops:
             refuse_places(opened.names)
-        columns, backs = self._columns(self._documents(opened), targets, before)
+        columns, backs, lookups = self._columns(self._documents(opened), targets, before)
         native = self._native.get()
         given = _bridge.ArrowIn(columns)
         out, log = _bridge.ArrowOut(), _bridge.ArrowOut()
@@ -420,6 +423,7 @@ class Editor:
             [*earlier, Counts(*_COUNTS.unpack(counts))],
             [*(before._logs if before is not None else []), PendingLog(self.prior, columns, log, len(earlier))],
             result.select([IDS, LABELS]) if targets else None,
+            lookups if before is None else before._lookups,
         )
 
 

@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -28,6 +28,14 @@ _FAN, _LARGE = 16, 8 << 20
 _PATIENCE = 20.0
 # About how large a file is that compaction makes.
 _COMPACTED = 256 << 20
+
+
+class Lookups(NamedTuple):
+    """What a store had of some rows: how many were read there, scored by the prior, and scored but not stored."""
+
+    hits: int
+    misses: int
+    unstored: int
 
 
 class ScoreStore:
@@ -111,8 +119,9 @@ class ScoreStore:
 
     def score_columns(
         self, prior: Prior, columns: dict[str, pa.Array], k: int, ranges: list[tuple[float, float]]
-    ) -> pa.StructArray:
-        """The scores of a batch: those that are stored, and fresh ones for the rest, which are added.
+    ) -> tuple[pa.StructArray, Lookups]:
+        """The scores of a batch: those that are stored, and fresh ones for the rest, which are added; and how many rows are
+        which. Rows with the same ids are scored, and stored, once.
 
         Args:
             prior: whose scores.
@@ -136,20 +145,22 @@ class ScoreStore:
             None if place is None else place[0].read(place[1], *document)
             for document, place in zip(documents, places, strict=True)
         ]
-        misses = places.count(None)
-        process.count(hits=len(places) - misses, misses=misses)
+        misses, unstored = places.count(None), 0
         if misses:
             rows: dict[tuple[int, int, int], int] = {}  # of the documents that have to be scored, each once
             for row, (document, place) in enumerate(zip(documents, places, strict=True)):
                 if place is None:
                     rows.setdefault(document, row)
-            fresh = self._score(process, prior, settings, columns, list(rows.values()), high)
+            fresh, stored = self._score(process, prior, settings, columns, list(rows.values()), high)
+            unstored = 0 if stored else len(fresh)
             number = {document: n for n, document in enumerate(rows)}
             parts = [
                 fresh.slice(number[document], 1) if part is None else part
                 for document, part in zip(documents, parts, strict=True)
             ]
-        return pa.concat_arrays(parts) if parts else pa.array([], SCORES_TYPE)
+        found = Lookups(len(places) - misses, misses, unstored)
+        process.count(found)
+        return pa.concat_arrays(parts) if parts else pa.array([], SCORES_TYPE), found
 
     def _settings(self, view: View, prior: Prior, k: int, ranges: list[tuple[float, float]]) -> Settings:
         """What the store holds, or will, if that is enough."""
@@ -177,18 +188,16 @@ class ScoreStore:
         columns: dict[str, pa.Array],
         rows: list[int],
         high: Words,
-    ) -> pa.StructArray:
-        """Score some rows of a batch, and store what they got or count that it could not be."""
+    ) -> tuple[pa.StructArray, bool]:
+        """Score some rows of a batch, and store what they got; False where it could not be stored."""
         taken = pa.array(rows)
         missing = {name: columns[name].take(taken) for name in (IDS, "attention_mask") if name in columns}
         scores = prior.score_columns(missing, settings.k, list(settings.keep))
-        self._add(process, prior, settings, scores, high[rows])
-        return scores
+        return scores, self._add(process, prior, settings, scores, high[rows])
 
-    def _add(self, process: _Process, prior: Prior, settings: Settings, scores: pa.StructArray, high: Words) -> None:
+    def _add(self, process: _Process, prior: Prior, settings: Settings, scores: pa.StructArray, high: Words) -> bool:
         if process.full:
-            process.count(unstored=len(scores))
-            return
+            return False
         folder, batch = str(self.path), _store_files.to_batch(scores, high)
         try:
             os.makedirs(folder, exist_ok=True)
@@ -197,29 +206,29 @@ class ScoreStore:
             process.patience = _PATIENCE
         except OSError as error:
             process.patience = 0.0  # one batch may wait in vain, not each
-            process.count(unstored=len(scores))
             if process.warn():
                 warnings.warn(
                     f"scores cannot be stored in {folder}: {error}. Documents that are not there are scored each time",
                     StoreWarning,
                     stacklevel=_level_of_caller(),
                 )
-            return
+            return False
         if not stored:
-            process.count(unstored=len(scores))
             warnings.warn(
                 f"the score store {folder} is full (max_bytes={self.max_bytes}): documents that are not there are scored each "
                 "time",
                 StoreWarning,
                 stacklevel=_level_of_caller(),
             )
+        return stored
 
     # -----------------------------------------------------------------------------------------------------------------
     # looking after it
 
     def stats(self) -> dict[str, int]:
         """What the store holds (``files``, ``bytes``, ``documents``, ``tokens``), and what this process did with it: rows
-        read (``hits``), rows scored (``misses``), and documents that were scored and could not be stored (``unstored``)."""
+        read (``hits``), rows scored (``misses``), and documents that were scored and could not be stored (``unstored``). What
+        DataLoader workers did with it is in the ``store_stats`` of what edits there."""
         process = self._process
         view = process.refresh(str(self.path))
         rows = _store_files.distinct(view.files)
@@ -228,9 +237,7 @@ class ScoreStore:
             "bytes": _store_files.size(str(self.path)),
             "documents": sum(map(len, rows)),
             "tokens": sum(int(file.tokens[of_file].sum()) for file, of_file in zip(view.files, rows, strict=True)),
-            "hits": process.hits,
-            "misses": process.misses,
-            "unstored": process.unstored,
+            **process.lookups._asdict(),
         }
 
     def verify(self) -> list[str]:
@@ -296,7 +303,7 @@ class _Process:
     def __init__(self, view: View) -> None:
         self.lock = threading.Lock()
         self.view = view
-        self.hits = self.misses = self.unstored = 0
+        self.lookups = Lookups(0, 0, 0)
         self.full = False
         self.patience = _PATIENCE
         self._warned = False
@@ -309,11 +316,9 @@ class _Process:
             self.view = self.view.refreshed(folder)
             return self.view
 
-    def count(self, hits: int = 0, misses: int = 0, unstored: int = 0) -> None:
+    def count(self, found: Lookups) -> None:
         with self.lock:
-            self.hits += hits
-            self.misses += misses
-            self.unstored += unstored
+            self.lookups = Lookups(*map(sum, zip(self.lookups, found, strict=True)))
 
     def warn(self) -> bool:
         """Whether to warn: the first time only."""
