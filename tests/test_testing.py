@@ -299,6 +299,40 @@ def test_limits_leave_every_way_open(small_prior: toedit.Prior, small_columns: d
         assert_only_candidates_changed(small_columns, [row[2:] for row in all_of_them["input_ids"].to_pylist()], editor=limited)
 
 
+PACKED = [[0, 1], [4], [], [3, 2, 0, 3]]  # documents of each row
+
+
+@pytest.mark.parametrize("policy", [DRAWS, MASKS], ids=["draws", "masks"])
+@pytest.mark.parametrize("scored", ["by document", "by row"])
+def test_packed_rows(small_prior: toedit.Prior, small_batch: Small, policy: toedit.Policy, scored: str) -> None:
+    ids, scores = small_batch
+    rows = [[token for n in row for token in ids[n]] for row in PACKED]
+    rng = np.random.default_rng(5)
+    before: dict[str, Any] = {
+        "input_ids": rows,
+        "labels": rows,
+        "seq_lengths": [[len(ids[n]) for n in row] for row in PACKED],
+        "scores": [[scores[n] for n in row] for row in PACKED]
+        if scored == "by document"
+        else [oracle.make_scores(rng, row, 512, 8, 0.5, small_prior.fingerprint) for row in rows],
+        "doc": [[f"{n} in {i}" for n in row] for i, row in enumerate(PACKED)],
+        "start": [[9 * (at == 0) for at in range(len(row))] for row in PACKED],
+    }
+    # The first tokens of every document stay, where a row's would be those of its first document.
+    editor = toedit.Editor(small_prior, replace(policy, protect_first=5), seed=4, key="doc", offset="start")
+    edited = editor(before, epoch=2)
+    done = assert_only_candidates_changed(before, edited, editor=editor)
+    assert done == edited.changes > 3
+    padded, mask = helpers.pad(edited["input_ids"], 120)
+    after = {"input_ids": np.array(padded), "attention_mask": np.array(mask)}
+    assert assert_only_candidates_changed(before, after, editor=editor) == done
+    at = len(ids[3]) + len(ids[2]) + len(ids[0]) + 2
+    wrong = [[*row] for row in edited["input_ids"]]
+    wrong[3][at] += 1
+    with pytest.raises(AssertionError, match=rf"row 3: token {at} was \d+ and is \d+; it is no candidate"):
+        assert_only_candidates_changed(before, {**edited.batch, "input_ids": wrong}, editor=editor)
+
+
 def test_generations_are_refused(small_prior: toedit.Prior, small_columns: dict[str, Any]) -> None:
     editor = toedit.Editor(small_prior, DRAWS, generations=2)
     with pytest.raises(toedit.InputError, match="makes 2 generations"):

@@ -26,6 +26,7 @@ from toedit.editor import Editor
 __all__ = ["assert_deterministic", "assert_only_candidates_changed"]
 
 _MASK = "attention_mask"
+_SEQ_LENGTHS = "seq_lengths"
 # The parts of a loader that may have an epoch or a random generator of their own.
 _EPOCHS = ("collate_fn", "dataset")
 _SAMPLERS = ("sampler", "batch_sampler")
@@ -276,7 +277,8 @@ def assert_only_candidates_changed(before: Any, after: Any, *, editor: Editor, p
     values of dropped tokens. Floating-point values are compared as float32.
 
     Args:
-        before: the rows that went in: as for :class:`toedit.Editor`, with their scores, or scored here.
+        before: the rows that went in: as for :class:`toedit.Editor`, with their scores, or scored here. Packed rows
+            (``seq_lengths``) too; in messages their tokens are counted from the row's first.
         after: what came out, row for row: of any kind too, also padded and with other columns.
         editor: what edited, of one generation. Candidates follow from its policy and the scores, not from seed or epoch.
         pad_id: the id that *after* was filled up with on the right, if it has no ``attention_mask``.
@@ -294,7 +296,7 @@ def assert_only_candidates_changed(before: Any, after: Any, *, editor: Editor, p
             f"the editor makes {editor.generations} generations; only the first one's candidates follow from before"
         )
     common = {*_arrow.open_batch(before).names} & {*_arrow.open_batch(after).names} - {SCORES}
-    was, now = _Rows.of(before, [*common, editor.offset]), _Rows.of(after, common)
+    was, now = _Rows.of(before, [*common, editor.offset, _SEQ_LENGTHS]), _Rows.of(after, common)
     if len(was.ids) != len(now.ids):
         raise AssertionError(f"{len(was.ids)} rows went in, {len(now.ids)} came out")
     policy = editor.policy
@@ -354,10 +356,17 @@ def _candidates(before: Any, was: _Rows, editor: Editor) -> list[dict[int, int]]
     bands = tuple(replace(band, action="mask_loss") for band in editor.policy.candidate_bands)
     policy = replace(editor.policy, threshold=None, bands=bands, edit_probability=1.0, max_edit_rate=1.0)
     log = Editor(editor.prior, policy, offset=editor.offset).edit(before).log
-    starts = [0] * len(was.ids) if editor.offset is None else was.others[editor.offset]
+    # The log has a row for each document: in which of these rows it is, at which index, and with which position it begins.
+    documents = [(row, 0) for row in range(len(was.ids))]
+    offsets = [0] * len(documents) if editor.offset is None else was.others[editor.offset]
+    if _SEQ_LENGTHS in was.others and not editor.prior.cross_documents:
+        lengths = was.others[_SEQ_LENGTHS]
+        documents = [(row, at) for row, of in enumerate(lengths) for at in list(itertools.accumulate(of, initial=0))[:-1]]
+        offsets = [0] * len(documents) if editor.offset is None else list(itertools.chain(*offsets))
     found: list[dict[int, int]] = [{} for _ in was.ids]
-    for row, position, band in zip(*(log.column(name).to_pylist() for name in ("row", "position", "band")), strict=True):
-        found[row][position - starts[row]] = band
+    for n, position, band in zip(*(log.column(name).to_pylist() for name in ("row", "position", "band")), strict=True):
+        row, at = documents[n]
+        found[row][at + position - offsets[n]] = band
     return found
 
 
