@@ -3,8 +3,11 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 enum { ALIGNMENT = 64, MAX_BUFFERS = 3 };
+/* On x86-64, and on arm64 with pages of 4 KiB. */
+enum { HUGE_PAGE = 2 << 20 };
 
 static atomic_int_fast64_t buffer_bytes;
 static atomic_int_fast64_t exports;
@@ -12,8 +15,12 @@ static atomic_int_fast64_t exports;
 /* The size stands in front of the buffer, in a block of its own so that the buffer stays aligned. */
 void* toedit_buffer_new(int64_t size) {
   if (size < 0 || size > INT64_MAX - ALIGNMENT) return NULL;
+  size_t whole = ALIGNMENT + (size_t)size;
   void* block;
-  if (posix_memalign(&block, ALIGNMENT, ALIGNMENT + (size_t)size) != 0) return NULL;
+  if (posix_memalign(&block, whole < 2 * HUGE_PAGE ? ALIGNMENT : HUGE_PAGE, whole) != 0) return NULL;
+  /* A large buffer is new memory every time. In pages of 4 KiB, the kernel takes as long to provide it as we to fill it, and
+   * threads wait for each other there. Where the kernel refuses, nothing is lost. */
+  if (whole >= 2 * HUGE_PAGE) madvise(block, whole & ~(size_t)(HUGE_PAGE - 1), MADV_HUGEPAGE);
   *(int64_t*)block = size;
   atomic_fetch_add(&buffer_bytes, size);
   return (char*)block + ALIGNMENT;
