@@ -6,6 +6,8 @@
 PYTHON ?= python3
 TEXT ?=
 FUZZTIME ?= 30s
+# Processes that run Python's tests, a file at a time. Most tests wait for a subprocess or use one core.
+TESTERS ?= 2
 
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -64,7 +66,7 @@ test: lint ## run every check and test: linters, Go (plain, race detector, cgo c
 	$(ONNXRUNTIME) $(BIN)/go test ./...
 	$(ONNXRUNTIME) $(BIN)/go test -race ./...
 	$(ONNXRUNTIME) GOEXPERIMENT=cgocheck2 $(BIN)/go test ./capi/... ./editor/scorer/...
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
 
 lint: env ## check formatting, types and style
 	@unformatted=$$($$($(BIN)/go env GOROOT)/bin/gofmt -l editor capi gobridge); \
