@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from toedit._arrow import IDS, LABELS, SCORES, TOKEN_COLUMNS
+from toedit._cut import is_lists
 from toedit._errors import InputError, MissingDependencyError, ScoresError
 from toedit.editor import Edited, Editor, _integer
 from toedit.policy import Policy
@@ -223,7 +224,9 @@ class _Edit:
             plain = plain.append_column(SCORES, self._editor.prior.score(plain, keep=self._editor.policy))
         parts = [self._row(plain, row) for row in range(len(plain))] if self._counts else [self._editor(plain, self._epoch)]
         # What is not edited stays where it lies, in Ray's store.
-        changed = [name for name in table.column_names if name != SCORES and (self._drops or name in (IDS, LABELS))]
+        changed = [
+            field.name for field in plain.schema if field.name in (IDS, LABELS) or (self._drops and is_lists(field.type))
+        ]
         edited = pa.concat_tables([part.batch.select(changed) for part in parts]).combine_chunks()
         for name in changed:
             column = edited.column(name)
@@ -269,6 +272,8 @@ def _lists(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
         storage = column.combine_chunks().storage
         if pa.types.is_struct(storage.type):  # of several lengths: the values and the shape of each
             storage = storage.flatten()[storage.type.get_field_index("data")]
+        if pa.types.is_fixed_size_list(storage.type):
+            storage = storage.cast(pa.list_(storage.type.value_type))
         return pa.chunked_array([storage])
     # Ray makes blocks of few rows, and those that have no tokens have no type.
     if pa.types.is_null(t) or (pa.types.is_list(t) and pa.types.is_null(t.value_type)):
