@@ -55,6 +55,7 @@ def cluster() -> Iterator[Cluster]:
         for name, value in settings.items():
             environment.setenv(name, value)
         head = {"num_cpus": 2, "object_store_memory": MEMORY, "include_dashboard": False, "temp_dir": folder}
+        head["_system_config"] = {"idle_worker_killing_time_threshold_ms": 120_000}  # starting them is what takes time
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=MEMORY, temp_dir=folder)
@@ -181,13 +182,10 @@ def test_the_same_bytes_as_one_process(editor: toedit.Editor, table: pa.Table) -
     assert pc.sum(result.column("changes")).as_py() == expected.changes > 0
 
 
-def test_scored_and_then_edited(editor: toedit.Editor, table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(editor.prior.path.parent)
-    path = editor.prior.path.name  # actors have another working directory
-    scored = score_dataset(blocks(unscored(table), 40), path, POLICY, concurrency=1, batch_size=16).materialize()
+def test_scores(prior: toedit.Prior, table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(prior.path.parent)  # actors have another working directory
+    scored = score_dataset(blocks(table, 40), prior.path.name, POLICY, concurrency=1, batch_size=16)
     assert table_of(scored).equals(table)
-    edited = edit_dataset(scored, path, POLICY, epoch=1, **SETTINGS, concurrency=1, counts=False)
-    assert table_of(edited).equals(unscored(editor(table, epoch=1).batch))
 
 
 def test_a_killed_actor_loses_and_doubles_nothing(
@@ -259,7 +257,7 @@ def test_errors_name_the_row(editor: toedit.Editor, table: pa.Table) -> None:
         ds.context.raise_original_map_exception = original
         edit_dataset(ds, editor.prior, POLICY, epoch=1, **SETTINGS, concurrency=1).materialize()
 
-    with pytest.raises(ray.exceptions.RayTaskError, match="ScoresError: row 8 of a batch, doc 'document 2': its scores"):
+    with pytest.raises(ray.exceptions.RayTaskError, match="ScoresError: row 8 of a batch, doc 'document 2'"):
         run(original=False)
     with pytest.raises(toedit.ScoresError, match="row 8 of a batch, doc 'document 2'"):
         run(original=True)
