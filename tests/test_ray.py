@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import tempfile
@@ -27,7 +28,6 @@ ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
 
 from ray.cluster_utils import Cluster  # noqa: E402
-from ray.data.checkpoint import CheckpointConfig  # noqa: E402
 
 import toedit.ray  # noqa: E402
 from toedit.ray import _Edit, _for_actors, edit_dataset, score_dataset  # noqa: E402
@@ -217,6 +217,7 @@ def test_a_killed_actor_loses_and_doubles_nothing(
 
 def test_checkpoints_of_ray(editor: toedit.Editor, table: pa.Table, tmp_path: Path) -> None:
     """Stopped half way and started again, each row is written once."""
+    checkpoint = pytest.importorskip("ray.data.checkpoint", reason="this version of Ray has no checkpoints")
     given, written, done, goes_on = (tmp_path / name for name in ("given", "written", "done", "goes_on"))
     given.mkdir()
     pq.write_table(table, given / "rows.parquet", row_group_size=10)
@@ -231,7 +232,7 @@ def test_checkpoints_of_ray(editor: toedit.Editor, table: pa.Table, tmp_path: Pa
     def run() -> None:
         ds = ray.data.read_parquet(str(given))
         ds.context.target_max_block_size = 1
-        ds.context.checkpoint_config = CheckpointConfig("id", str(done), delete_checkpoint_on_success=False)
+        ds.context.checkpoint_config = checkpoint.CheckpointConfig("id", str(done), delete_checkpoint_on_success=False)
         ds = ds.map_batches(stop, batch_size=10, batch_format="pyarrow")
         edit_dataset(ds, editor.prior, POLICY, epoch=1, **SETTINGS, concurrency=1, batch_size=10).write_parquet(str(written))
 
@@ -318,9 +319,10 @@ def tensors(rows: list[list[int]], kind: str) -> pa.Array:
 def test_columns_keep_their_type(prior: toedit.Prior, texts: list[list[int]], kind: str, policy: toedit.Policy) -> None:
     rows = [row for row in texts if len(row) == 64][:6]
     editor = toedit.Editor(prior, policy)
-    table = pa.table({"input_ids": tensors(rows, kind), "labels": tensors(rows, kind), "text": list(map(str, rows))})
+    columns = {name: tensors(rows, kind) for name in ("input_ids", "labels")}
+    table = pa.table({**columns, "more": [list(range(64))] * len(rows), "text": list(map(str, rows))})
     table = pa.concat_tables([table.slice(4), table.slice(0, 4)])
-    expected = editor({"input_ids": rows[4:] + rows[:4]})
+    expected = editor({"input_ids": rows[4:] + rows[:4], "more": table.column("more").to_pylist()})
     assert expected.changes + expected.counts.dropped > 0
     for counts in (True, False):
         result = _Edit(editor, 0, counts, True)(table)
@@ -328,10 +330,23 @@ def test_columns_keep_their_type(prior: toedit.Prior, texts: list[list[int]], ki
             assert [list(row) for row in result.column(name).to_pylist()] == expected["input_ids"]
             if policy is POLICY:
                 assert result.column(name).type == table.column(name).type
+        assert result.column("more").to_pylist() == expected["more"]
         # What is not edited stays where it lies.
         assert [[b and b.address for b in chunk.buffers()] for chunk in result.column("text").chunks] == [
             [b and b.address for b in chunk.buffers()] for chunk in table.column("text").chunks
         ]
+
+
+def test_an_iterator_of_ray(editor: toedit.Editor, table: pa.Table) -> None:
+    """Each pass over a dataset's batches is another epoch."""
+    pytest.importorskip("torch")
+    from toedit.torch import EditingLoader
+
+    batches = blocks(table.slice(0, 60), 20).iter_batches(batch_size=16, batch_format="pyarrow")
+    loader = EditingLoader(batches, editor)
+    for epoch in range(2):
+        expected = editor(table.slice(0, 60), epoch)
+        assert [ids for batch in loader for ids in batch["input_ids"].to_pylist()] == expected["input_ids"].to_pylist()
 
 
 def test_what_cannot_be_edited(prior: toedit.Prior, texts: list[list[int]], table: pa.Table, tmp_path: Path) -> None:
@@ -370,5 +385,16 @@ def test_cards(prior: toedit.Prior, cuda_prior: toedit.Prior, table: pa.Table) -
     with pytest.raises(toedit.InputError, match="device is 'cuda:1'"):
         score_dataset(ds, toedit.Prior(cuda_prior.path, device="cuda:1"), num_gpus=1)
     assert _for_actors(cuda_prior, None, 0.5).device == "cuda"
-    assert _for_actors(prior, None, None).threads == 2  # as it was given
-    assert _for_actors(toedit.Prior.builtin(), 3, None).threads == 3
+
+
+def test_the_prior_of_actors(prior: toedit.Prior, tmp_path: Path) -> None:
+    assert _for_actors(prior, 3, None).threads == 2  # as it was given
+    assert [_for_actors(prior.path, cpus, None).threads for cpus in (None, 0.5, 3)] == [1, 1, 3]
+    read_as_one = toedit.Prior(prior.path, windows="off", cross_documents=True, memory_limit=10**9)
+    assert _for_actors(read_as_one, None, None).fingerprint == read_as_one.fingerprint
+    folder = helpers.builtin_copy(tmp_path / "prior")
+    pickled = pickle.dumps(_for_actors(folder, None, None))
+    shutil.rmtree(folder)
+    helpers.builtin_copy(folder, special_ids=[0, 5])
+    with pytest.raises(toedit.PriorError, match="holds another prior than when this run began"):
+        pickle.loads(pickled).describe()

@@ -191,6 +191,7 @@ def _map(
         batch_size=batch_size,
         batch_format="pyarrow",
         zero_copy_batch=True,
+        udf_modifying_row_count=False,
         **options,
     )
 
