@@ -49,16 +49,17 @@ def cluster() -> Iterator[Cluster]:
     paths = [str(Path(toedit.__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     settings = {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "RAY_TMPDIR": folder,  # also of the note where a cluster of this machine is found
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     with pytest.MonkeyPatch.context() as environment:
         for name, value in settings.items():
             environment.setenv(name, value)
-        head = {"num_cpus": 2, "object_store_memory": MEMORY, "include_dashboard": False, "temp_dir": folder}
+        head = {"num_cpus": 2, "object_store_memory": MEMORY, "include_dashboard": False}
         head["_system_config"] = {"idle_worker_killing_time_threshold_ms": 120_000}  # starting them is what takes time
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
-            cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=MEMORY, temp_dir=folder)
+            cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=MEMORY)
             ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
