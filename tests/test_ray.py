@@ -30,6 +30,7 @@ pytest.importorskip("ray.data")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 import toedit.ray  # noqa: E402
+from test_readme import block  # noqa: E402
 from toedit.ray import _Edit, _for_actors, edit_dataset, score_dataset  # noqa: E402
 
 pytestmark = [
@@ -399,3 +400,17 @@ def test_the_prior_of_actors(prior: toedit.Prior, tmp_path: Path) -> None:
     helpers.builtin_copy(folder, special_ids=[0, 5])
     with pytest.raises(toedit.PriorError, match="holds another prior than when this run began"):
         pickle.loads(pickled).describe()
+
+
+def test_the_readme(prior: toedit.Prior, table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("corpus", "scored", "edited-0"):
+        (tmp_path / name).mkdir()
+    pq.write_table(table.select(["id", "input_ids"]), tmp_path / "corpus" / "rows.parquet")
+    code = block("from toedit.ray import").replace('"my-prior"', repr(str(prior.path)))
+    for name in ("corpus", "scored", "checkpoint-0", "edited-0"):  # actors have another working directory
+        code = code.replace(f'"{name}"', repr(str(tmp_path / name)))
+    names: dict[str, Any] = {"policy": POLICY}
+    exec(code, names)
+    edited = toedit.Editor(prior, POLICY, key="id")({"input_ids": table.column("input_ids"), "id": table.column("id")})
+    assert names["totals"]["sum(changes)"] == edited.changes > 0
+    assert names["totals"]["sum(candidates)"] == edited.candidates

@@ -50,6 +50,20 @@ def test_the_training_loop_and_the_calls_without_torch() -> None:
     assert names["edited"].counts.rows == len(corpus)
 
 
+def test_every_cell_of_the_table_names_a_test() -> None:
+    table = README.read_text(encoding="utf-8").split("### Which test shows what\n")[1].split("###")[0]
+    rows = [line.strip("|").split("|") for line in table.split("\n") if line.startswith("| ")]
+    assert len(rows) > 12
+    assert {len(row) for row in rows} == {6}
+    files = {path.name: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py")}
+    tests = set(re.findall(r"^def (test_\w+)\(", "\n".join(files.values()), flags=re.MULTILINE))
+    for name, *cells in rows[1:]:
+        assert all(cell.strip() for cell in cells), name
+        named = re.findall(r"`(test_\w+(?:\.py)?)(?:\[.*?\])?`", "".join(cells))
+        assert len(named) >= 2, name
+        assert set(named) <= {*files, *tests}, set(named) - {*files, *tests}
+
+
 def block(part: str) -> str:
     (found,) = (text for text in blocks() if part in text)
     return found
