@@ -1,7 +1,11 @@
 package capi
 
+// #include "export.h"
+import "C"
+
 import (
 	"math"
+	"unsafe"
 
 	"github.com/apache/arrow/go/v17/arrow"
 
@@ -79,41 +83,30 @@ func importRows(priorHandle uint64, batch, schema Address) (*arrowBatch, *prior.
 	return b, p, b.only(append([]string{"input_ids", "attention_mask"}, packedColumns...)...)
 }
 
-// HashRows fills out with what a row's scores follow from, beside the prior: a struct of
-//   - ids_hash and hash_high (uint64): the halves of the document hash,
-//   - tokens (int32): how many real tokens the row has.
+// HashRows fills words, three times n uint64, with what the scores of n rows follow from, beside the prior: the low halves of
+// their document hashes, the high halves, and how many real tokens they have. After an error nothing is to be read there.
 //
 // It takes the columns that StartScore takes. A row that holds several documents is refused: its scores depend on where they
 // begin, which its hash does not know.
-func HashRows(priorHandle, batch, schema, out, outSchema Address) error {
-	missing := zeroOut(out, outSchema)
+func HashRows(priorHandle, batch, schema, words Address, n int) error {
 	defer releaseBoth(batch, schema)
 	return guarded(func() error {
-		if missing != nil {
-			return missing
-		}
 		b, p, err := importRows(priorHandle, batch, schema)
 		if err != nil {
 			return err
 		}
-		lows, highs, tokens := make([]uint64, b.rows), make([]uint64, b.rows), make([]int32, b.rows)
-		err = eachRow(b, p.VocabSize, nil, func(i int, ids []uint32, starts []int32) error {
+		if words == 0 || n != b.rows {
+			return fail(Input, "the words of %d rows are at address %#x, but the batch has %d rows", n, words, b.rows)
+		}
+		out := unsafe.Slice((*uint64)(C.toedit_pointer(C.uint64_t(words))), 3*n)
+		return eachRow(b, p.VocabSize, nil, func(i int, ids []uint32, starts []int32) error {
 			if len(starts) > 0 {
 				return fail(Input, "row %d holds several documents (another one begins at token %d), and its scores depend on where they begin; give each document a row of its own, or store the scores in a column", i, starts[0])
 			}
 			h := editor.HashBytes(littleEndian(ids))
-			lows[i], highs[i], tokens[i] = h.Lo, h.Hi, int32(len(ids))
+			out[i], out[n+i], out[2*n+i] = h.Lo, h.Hi, uint64(len(ids))
 			return nil
 		})
-		if err != nil {
-			return err
-		}
-		u64 := arrow.PrimitiveTypes.Uint64
-		return export(structOf(b.rows,
-			copiedColumn("ids_hash", u64, lows),
-			copiedColumn("hash_high", u64, highs),
-			copiedColumn("tokens", arrow.PrimitiveTypes.Int32, tokens),
-		), out, outSchema)
 	})
 }
 

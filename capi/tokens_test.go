@@ -2,7 +2,6 @@ package capi
 
 import (
 	"fmt"
-	"strings"
 	"testing"
 
 	"github.com/apache/arrow/go/v17/arrow"
@@ -117,26 +116,24 @@ func TestReadRowsErrors(t *testing.T) {
 func TestHashRows(t *testing.T) {
 	trackUsage(t)
 	prior := openBundled(t)
-	var want []string
-	for _, row := range [][]uint32{{5, 6, 4095}, {}, {7}} {
+	expected := make([]uint64, 9)
+	for i, row := range [][]uint32{{5, 6, 4095}, {}, {7}} {
 		h := hashOf(row)
-		want = append(want, fmt.Sprintf(`{"ids_hash":%d,"hash_high":%d,"tokens":%d}`, h.Lo, h.Hi, len(row)))
+		expected[i], expected[3+i], expected[6+i] = h.Lo, h.Hi, uint64(len(row))
 	}
-	expected := "[" + strings.Join(want, ",") + "]"
 	for _, element := range elements {
-		got, err := hashesOf(t, prior, namedColumn{"input_ids", fromJSON(t, arrow.ListOf(element), `[[5, 6, 4095], [], [7]]`)})
+		got, err := hashesOf(t, prior, 3, namedColumn{"input_ids", fromJSON(t, arrow.ListOf(element), `[[5, 6, 4095], [], [7]]`)})
 		require.NoError(t, err)
-		assert.JSONEq(t, expected, jsonOf(t, got), element)
+		assert.Equal(t, expected, got, element)
 	}
-	got, err := hashesOf(t, prior,
+	got, err := hashesOf(t, prior, 3,
 		namedColumn{"input_ids", fromJSON(t, arrow.ListOf(i64), `[[5, 6, 4095, -1], [-1, -1, -1, -1], [-1, -1, 7, -1]]`)},
 		namedColumn{"attention_mask", fromJSON(t, arrow.ListOf(i64), `[[1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 1, 0]]`)},
 		namedColumn{"position_ids", fromJSON(t, arrow.ListOf(i64), `[[0, 1, 2, 0], [0, 0, 0, 0], [0, 0, 0, 0]]`)})
 	require.NoError(t, err)
-	assert.JSONEq(t, expected, jsonOf(t, got), "padded")
-	got, err = hashesOf(t, prior, namedColumn{"input_ids", fromJSON(t, arrow.ListOf(i64), `[]`)})
+	assert.Equal(t, expected, got, "padded")
+	_, err = hashesOf(t, prior, 0, namedColumn{"input_ids", fromJSON(t, arrow.ListOf(i64), `[]`)})
 	require.NoError(t, err)
-	assert.Zero(t, got.Len())
 }
 
 func TestHashRowsErrors(t *testing.T) {
@@ -153,14 +150,24 @@ func TestHashRowsErrors(t *testing.T) {
 		{[]namedColumn{ids, {"position_ids", fromJSON(t, arrow.ListOf(i64), `[[0, 1], [0, 1, 0]]`)}}, []string{"row 1 holds several documents", "token 2"}},
 		{[]namedColumn{ids, {"labels", fromJSON(t, arrow.ListOf(i64), `[[1, 2], [3, 4, 5]]`)}}, []string{`"labels" is not known`}},
 	} {
-		_, err := hashesOf(t, prior, c.columns...)
+		_, err := hashesOf(t, prior, 2, c.columns...)
 		requireKind(t, err, Input, c.parts...)
 	}
+	for _, n := range []int{-1, 1, 3} {
+		_, err := hashesOf(t, prior, n, ids)
+		requireKind(t, err, Input, fmt.Sprintf("the words of %d rows", n), "the batch has 2 rows")
+	}
+	b := newForeign(t, structOfColumns(t, ids))
+	requireKind(t, HashRows(prior, addr(b.array.cArray), addr(b.schema.cSchema), 0, 2), Input, "at address 0x0")
+	assert.EqualValues(t, 1, *b.arrayReleases)
 }
 
-func hashesOf(t testing.TB, prior uint64, columns ...namedColumn) (*array.Struct, error) {
+func hashesOf(t testing.TB, prior uint64, n int, columns ...namedColumn) ([]uint64, error) {
 	t.Helper()
-	return readInto(t, newForeign(t, structOfColumns(t, columns...)), func(batch, schema, out, outSchema Address) error {
-		return HashRows(prior, batch, schema, out, outSchema)
-	})
+	words := cSlice[uint64](t, 3*max(n, 1))
+	b := newForeign(t, structOfColumns(t, columns...))
+	err := HashRows(prior, addr(b.array.cArray), addr(b.schema.cSchema), addr(&words[0]), n)
+	require.EqualValues(t, 1, *b.arrayReleases)
+	require.EqualValues(t, 1, *b.schemaReleases)
+	return words, err
 }

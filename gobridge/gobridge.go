@@ -41,9 +41,9 @@ func ReadRows(prior, batch, schema uint64, options string, out, outSchema uint64
 	return capi.ReadRows(prior, batch, schema, options, out, outSchema)
 }
 
-// HashRows fills out with the document hashes and lengths of a batch's rows.
-func HashRows(prior, batch, schema, out, outSchema uint64) error {
-	return capi.HashRows(prior, batch, schema, out, outSchema)
+// HashRows fills words with the halves of the document hashes and the lengths of a batch's n rows.
+func HashRows(prior, batch, schema, words uint64, n int) error {
+	return capi.HashRows(prior, batch, schema, words, n)
 }
 
 // CheckPolicy says what is wrong with a policy (JSON).

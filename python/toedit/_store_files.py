@@ -341,14 +341,16 @@ class View:
 
     def find(self, low: Words, high: Words) -> list[tuple[StoreFile, int] | None]:
         """The file and row of each document; None where it is not there."""
-        places = np.full(len(low), -1, np.int64)
+        found: list[tuple[StoreFile, int] | None] = [None] * len(low)
         for run in self.runs:
-            at = np.minimum(np.searchsorted(run.low, low), len(run.low) - 1)
-            places = np.where(run.low[at] == low, run.place[at], places)
-        found: list[tuple[StoreFile, int] | None] = []
-        for place, half in zip(places.tolist(), high.tolist(), strict=True):
-            file, row = self.files[place >> _ROW_BITS] if place >= 0 else None, place & _ROW_MASK
-            found.append(None if file is None or file.high[row] != half else (file, row))
+            at = run.low.searchsorted(low)
+            (same,) = (run.low.take(at, mode="clip") == low).nonzero()
+            for i, place in zip(same.tolist(), run.place[at[same]].tolist(), strict=True):
+                file, row = self.files[place >> _ROW_BITS], place & _ROW_MASK
+                if file.high[row] == high[i]:
+                    found[i] = file, row
+            if None not in found:  # the runs behind this one are shorter
+                break
         return found
 
     def refreshed(self, folder: str) -> View:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from toedit import _bridge, _native, _runtime, _store_files
@@ -318,7 +319,8 @@ class _Process:
 
     def count(self, found: Lookups) -> None:
         with self.lock:
-            self.lookups = Lookups(*map(sum, zip(self.lookups, found, strict=True)))
+            hits, misses, unstored = self.lookups
+            self.lookups = Lookups(hits + found.hits, misses + found.misses, unstored + found.unstored)
 
     def warn(self) -> bool:
         """Whether to warn: the first time only."""
@@ -363,9 +365,10 @@ class _Process:
 
 def _hash_rows(prior: Prior, columns: dict[str, pa.Array]) -> tuple[Words, Words, Words]:
     """The halves of each row's document hash, and its number of tokens."""
-    given, out = _bridge.ArrowIn(columns), _bridge.ArrowOut()
-    _bridge.call("HashRows", prior.handle, given.array, given.schema, out.array, out.schema)
-    low, high, tokens = (column.to_numpy() for column in out.take().columns)
+    given = _bridge.ArrowIn(columns)
+    words = np.empty((3, len(columns[IDS])), np.uint64)
+    _bridge.call("HashRows", prior.handle, given.array, given.schema, words.ctypes.data, words.shape[1])
+    low, high, tokens = words
     return low, high, tokens
 
 
