@@ -140,6 +140,6 @@ def test_presets() -> None:
 
 
 def test_a_protected_id_that_the_prior_does_not_have_is_refused(small_prior: toedit.Prior) -> None:
-    editor = toedit.Editor(small_prior, Policy(protected_ids=(511, 512)))
-    with pytest.raises(toedit.InputError, match="512"):
-        editor({"input_ids": [], "scores": []})
+    toedit.Editor(small_prior, Policy(protected_ids=(0, 511)))
+    with pytest.raises(toedit.InputError, match="protected_ids contains 512; the prior's vocabulary ends at 511: take the ids"):
+        toedit.Editor(small_prior, Policy(protected_ids=(511, 512)))

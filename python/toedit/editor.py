@@ -210,8 +210,8 @@ class Editor:
             after the first are scored each time.
 
     Raises:
-        InputError: an argument is out of its range, the tokenizer is not the prior's, or a store cannot hold the prior's
-            scores.
+        InputError: an argument is out of its range, the policy's ``protected_ids`` are not in the prior's vocabulary, the
+            tokenizer is not the prior's, or a store cannot hold the prior's scores.
         PriorError: the prior's folder is missing or damaged.
     """
 
@@ -254,6 +254,8 @@ class Editor:
         if tokenizer is not None:
             check_same_tokenizer(tokenizer, prior.tokenizer_file)
         self._open()
+        if self.policy.protected_ids:
+            self._native.get()  # where the policy meets the prior's vocabulary
 
     def _open(self) -> None:
         prior, policy = self.prior, self.policy.to_json()
