@@ -18,7 +18,7 @@ from toedit._arrow import IDS, SCORES, SCORES_TYPE
 from toedit._errors import InputError
 from toedit.prior import Prior
 
-__all__ = ["Rows", "Top", "check_top", "column", "inside", "prior_of", "read_rows", "scores", "scores_to_bytes"]
+__all__ = ["Rows", "Top", "check_top", "column", "hash_rows", "inside", "prior_of", "read_rows", "scores", "scores_to_bytes"]
 
 _MASK = "attention_mask"
 _NULL_HINT = "a token that was not scored is null (None; in NumPy numpy.ma.masked_invalid(logp))"
@@ -26,6 +26,7 @@ _NULL_HINT = "a token that was not scored is null (None; in NumPy numpy.ma.maske
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[Any]
+Words = npt.NDArray[np.uint64]
 
 
 def scores(
@@ -447,3 +448,12 @@ def _selected(offsets: Ints, wanted: Flags) -> Ints:
     """Offsets of the rows that are left of flat values when only the wanted ones are."""
     before: Ints = np.concatenate([[0], np.cumsum(wanted)])[offsets]
     return before
+
+
+def hash_rows(prior: Prior, columns: dict[str, pa.Array]) -> tuple[Words, Words, Words]:
+    """The low and the high half of each row's document hash, and its number of tokens."""
+    given = _bridge.ArrowIn(columns)
+    words = np.empty((3, len(columns[IDS])), np.uint64)
+    _bridge.call("HashRows", prior.handle, given.array, given.schema, words.ctypes.data, words.shape[1])
+    low, high, tokens = words
+    return low, high, tokens

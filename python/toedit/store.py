@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
-from toedit import _bridge, _native, _runtime, _store_files
+from toedit import _native, _runtime, _store_files
 from toedit._arrow import IDS, SCORES_TYPE
 from toedit._errors import InputError, ScoresError, StoreWarning
+from toedit._scores import hash_rows
 from toedit._store_files import EMPTY, Places, Replaced, Settings, StoreFile, View, Words, list_files, locked, top_k
 from toedit._version import __version__
 from toedit.policy import Policy
@@ -134,7 +134,7 @@ class ScoreStore:
             ScoresError: the store is damaged, is another prior's, or does not hold what the policy needs.
         """
         process = self._process
-        low, high, tokens = _hash_rows(prior, columns)
+        low, high, tokens = hash_rows(prior, columns)
         documents = list(zip(low.tolist(), high.tolist(), tokens.tolist(), strict=True))
         view = process.view
         places = view.find(low, high)
@@ -361,15 +361,6 @@ class _Process:
                         self._levels.append([])
                     self._levels[level + 1].append(joined)
             self._levels[level] = []
-
-
-def _hash_rows(prior: Prior, columns: dict[str, pa.Array]) -> tuple[Words, Words, Words]:
-    """The halves of each row's document hash, and its number of tokens."""
-    given = _bridge.ArrowIn(columns)
-    words = np.empty((3, len(columns[IDS])), np.uint64)
-    _bridge.call("HashRows", prior.handle, given.array, given.schema, words.ctypes.data, words.shape[1])
-    low, high, tokens = words
-    return low, high, tokens
 
 
 def _present(paths: Iterable[str]) -> Iterator[StoreFile]:

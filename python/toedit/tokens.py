@@ -27,13 +27,13 @@ from toedit import _runtime
 from toedit._arrow import IDS, LABELS, SCORES, SCORES_TYPE
 from toedit._errors import InputError, ScoresError
 from toedit._pieces import Ints, offsets_of
+from toedit._scores import hash_rows
 from toedit._store_files import top_k
 from toedit._token_scores import BLOCK, Done, TokenScores, Unfinished, unfinished
 from toedit._version import __version__
 from toedit.editor import Edited, Editor, _integer
 from toedit.policy import Policy
 from toedit.prior import Prior, wanted
-from toedit.store import _hash_rows
 
 if TYPE_CHECKING:
     from toedit._token_dataset import CropDataset
@@ -383,7 +383,7 @@ def _blocks(stream: TokenStream) -> int:
 def _hashes_of_blocks(stream: TokenStream, prior: Prior, start: int, stop: int) -> Array:
     """The hashes of blocks *start* to *stop*."""
     parts = [stream.tokens[at * BLOCK : (at + 1) * BLOCK] for at in range(start, stop)]
-    return _hash_rows(prior, {IDS: _rows(parts)})[0] if parts else np.empty(0, np.uint64)
+    return hash_rows(prior, {IDS: _rows(parts)})[0] if parts else np.empty(0, np.uint64)
 
 
 def _changed(stream: TokenStream, prior: Prior, hashes: Array, start: int, stop: int, step: int = _READ // BLOCK) -> int | None:
@@ -573,7 +573,7 @@ class EditedStream:
         blocks = [block for low, high in zip(first.tolist(), stop.tolist(), strict=True) for block in range(low, high)]
         rows = _rows([*crops, *(tokens[block * BLOCK : (block + 1) * BLOCK] for block in blocks)])
         try:
-            hashes = _hash_rows(self.editor.prior, {IDS: rows})[0]
+            hashes = hash_rows(self.editor.prior, {IDS: rows})[0]
             wrong = np.flatnonzero(hashes[n:] != self._scores.ids_hash[blocks]).tolist()
         except InputError:  # ids that the prior does not have, and so did not score
             wrong = [i for i, block in enumerate(blocks) if self._changed(block, block + 1) is not None]
