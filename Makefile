@@ -6,7 +6,8 @@
 PYTHON ?= python3
 TEXT ?=
 FUZZTIME ?= 30s
-# Processes that run Python's tests, a file at a time. Most tests wait for a subprocess or use one core.
+# Processes that run Python's tests, a file at a time, by name (the longest, which build wheels, have few tests and would come
+# last otherwise). Most tests wait for a subprocess or use one core.
 TESTERS ?= 2
 
 VENV := .venv
@@ -66,7 +67,7 @@ test: lint ## run every check and test: linters, Go (plain, race detector, cgo c
 	$(ONNXRUNTIME) $(BIN)/go test ./...
 	$(ONNXRUNTIME) $(BIN)/go test -race ./...
 	$(ONNXRUNTIME) GOEXPERIMENT=cgocheck2 $(BIN)/go test ./capi/... ./editor/scorer/...
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 lint: env ## check formatting, types and style
 	@unformatted=$$($$($(BIN)/go env GOROOT)/bin/gofmt -l editor capi gobridge); \

@@ -92,6 +92,7 @@ def score_files(
     prepare = _preparation(sources[0], prior, ids_column, text_column)
     schema = prepare(_empty(sources[0].schema)).batch.schema
     schema = schema.append(pa.field(SCORES, SCORES_TYPE)).with_metadata((schema.metadata or {}) | _manifest(prior, k, keep))
+    progress = _rising(progress)
     whole, behind, totals = sum(source.size for source in sources) or 1, 0, Totals()
     with _whole(target, overwrite) as temporary, opener(temporary, schema) as writer:
         for source in sources:
@@ -134,6 +135,20 @@ def _report(
     if progress is None:
         return None
     return lambda done, total: progress(tokens + done, share + span * done / max(total, 1))
+
+
+def _rising(progress: Callable[[int, float], None] | None) -> Callable[[int, float], None] | None:
+    """Shares are sums; what rounding takes from one of them is not reported."""
+    if progress is None:
+        return None
+    reached = 0.0
+
+    def report(tokens: int, share: float) -> None:
+        nonlocal reached
+        reached = max(reached, min(share, 1.0))
+        progress(tokens, reached)
+
+    return report
 
 
 def _count(totals: Totals, scores: pa.StructArray) -> None:
