@@ -58,7 +58,9 @@ demo: build ## edit real text in a DataLoader, with the bundled prior (TEXT=file
 
 examples: env ## train a tiny model with and without editing (plain loop, Trainer, SFTTrainer); figures in dist/examples/
 	mkdir -p dist/examples
-	@for name in plain_loop trainer sft; do $(BIN)/python tests/examples/$$name.py -o dist/examples/$$name.png || exit 1; done
+	@export OMP_WAIT_POLICY=passive; for name in plain_loop trainer sft; do \
+		$(BIN)/python tests/examples/$$name.py -o dist/examples/$$name.png || exit 1; \
+	done
 
 # The Go tests score with the library that pip installed.
 ONNXRUNTIME = TOEDIT_ONNXRUNTIME="$$($(BIN)/python -c 'from toedit import _runtime; print(_runtime.library())')"

@@ -47,7 +47,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("loss.png"), help="the figure; its numbers go beside it, .json"
     )
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rows", type=int, default=400, help="rows to train on; there are about 1,000")
     return parser.parse_args()
 
