@@ -3,7 +3,8 @@ parameters.
 
 First everything runs in one process (no workers), so that nothing of the editing hides behind the step: what is measured is the
 most that editing can cost. The two loops take turns step by step, on the same rows. Then two workers do it, which live on
-from epoch to epoch and share the processor with the step, and the loops take turns epoch by epoch.
+from epoch to epoch and share the processor with the step, with the dataset in its default format and as Arrow, and the loops
+take turns epoch by epoch.
 """
 
 from __future__ import annotations
@@ -31,8 +32,14 @@ def collate(rows: list[dict[str, Any]]) -> torch.Tensor:
     return torch.tensor([row["input_ids"] for row in rows])
 
 
+def collate_arrays(rows: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([row["input_ids"] for row in rows])).long()
+
+
 def main() -> None:
     from datasets import Dataset
+
+    from toedit import hf
 
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -96,19 +103,29 @@ def main() -> None:
         )
 
         def epoch() -> None:
-            collator.set_epoch(collator.epoch + 1)
+            if isinstance(collate_fn, EditCollator):
+                collate_fn.set_epoch(collate_fn.epoch + 1)
             for ids in loader:
                 step(ids)
 
         return epoch
 
-    loops = take_turns({"without editing": loop(plain, collate), "with editing": loop(scored, collator)}, ROUNDS)
+    over_rows = EditCollator(editor, hf.over_rows(collate_arrays))
+    peers = {
+        "without editing": loop(plain, collate),
+        "with editing": loop(scored, collator),
+        "as Arrow": loop(hf.arrow(scored), over_rows),
+    }
+    loops = take_turns(peers, ROUNDS)
     print(f"  {WORKERS} workers, epochs of {STEPS} steps:")
+    without_them = loops["without editing"]
     for name, timing in loops.items():
-        print(f"  {name:16}  {timing.least / STEPS * 1e3:8.1f} ms a step (min), {timing.median / STEPS * 1e3:8.1f} (median)")
-    without_them, with_them = loops["without editing"], loops["with editing"]
-    ratios = with_them.median / without_them.median, with_them.least / without_them.least
-    print("  with / without: {:.4f} by median, {:.4f} by min".format(*ratios))
+        print(
+            f"  {name:16}  {timing.least / STEPS * 1e3:8.1f} ms a step (min), {timing.median / STEPS * 1e3:8.1f} (median), ",
+            end="",
+        )
+        ratios = timing.median / without_them.median, timing.least / without_them.least
+        print("{:.4f} of the time without by median, {:.4f} by min".format(*ratios))
 
 
 if __name__ == "__main__":
