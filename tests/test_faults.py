@@ -210,3 +210,26 @@ def test_a_pickle_knows_which_prior_it_is_of(tmp_path: Path) -> None:
     with pytest.raises(toedit.PriorError, match="folder was replaced"):
         pickle.loads(before).describe()
     pickle.dumps(toedit.Prior(tmp_path / "nowhere"))
+
+
+def test_no_interrupt_is_lost_between_calls() -> None:
+    """Python drops an exception in a destructor, and with it an interrupt that is noticed there."""
+    lose_no_interrupt = """
+import random, signal, sys, test_faults, toedit
+dropped = []
+sys.unraisablehook = lambda what: dropped.append(what.object)
+editor = toedit.Editor(toedit.Prior.builtin(), toedit.Policy(threshold=0.1))
+rows = [test_faults.row_of(n, 16) for n in range(4)]
+data = {"input_ids": rows, "scores": editor.prior.score(rows, keep=editor.policy)}
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+for _ in range(1000):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005 + random.random() * 0.0005)
+        for _ in range(10000):
+            editor(data)
+        raise SystemExit("an interrupt was lost")
+    except KeyboardInterrupt:
+        pass
+sys.exit(f"dropped in {dropped[0]}" if dropped else 0)
+"""
+    helpers.python(f"import sys; sys.path.insert(0, {str(TESTS)!r})\n{lose_no_interrupt}")

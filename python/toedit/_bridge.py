@@ -6,10 +6,10 @@ plain settings; what they opened natively belongs to the process that opened it.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from toedit import _native
-from toedit._errors import Error, InputError, InternalError, translate
+from toedit._errors import InputError, InternalError, translate
 
 __all__ = ["ArrowIn", "ArrowOut", "PerProcess", "call", "importing"]
 
@@ -33,35 +33,46 @@ _ARRAY_RELEASE = 8
 def call(name: str, *args: Any) -> Any:
     """Call a function of package gobridge in this process's copy of the library."""
     function = getattr(_native.load(), "gobridge_" + name)
+    if _left:
+        _release_left()
     try:
         return function(*args)
     except RuntimeError as error:
         raise translate(error) from None
 
 
-class ArrowOut:
-    """Room for a struct array that the native library fills, and its import. What nobody imports is released."""
+# The memory of every ArrowOut, with the process that it is of; and those ArrowOuts that are gone, until the next call.
+#
+# Not a __del__: Python drops an exception there, and so a Ctrl-C that it notices on the way in. A callback that is no Python
+# code notices none.
+_rooms: dict[weakref.ref[ArrowOut], tuple[ctypes.Array[ctypes.c_uint64], tuple[int, int]]] = {}
+_left: collections.deque[weakref.ref[ArrowOut]] = collections.deque()
 
-    __slots__ = ("_memory", "_process", "array", "schema")
+
+def _release_left() -> None:
+    """Release what nobody imported of those that are gone. An importer marks the structures released."""
+    with contextlib.suppress(IndexError):  # another thread was faster
+        while _left:
+            memory, process = _rooms.pop(_left.popleft())
+            # A forked child has its own library, and leaves its parent's alone.
+            if memory[_ARRAY_RELEASE] and process == _native.process_token():
+                array = ctypes.addressof(memory)
+                # A library that has failed releases nothing more.
+                with contextlib.suppress(RuntimeError):
+                    _native.load().gobridge_ReleaseArrow(array, array + 8 * _ARRAY_WORDS)
+
+
+class ArrowOut:
+    """Room for a struct array that the native library fills, and its import. What nobody imports is released, with the next
+    call."""
+
+    __slots__ = ("__weakref__", "_memory", "array", "schema")
 
     def __init__(self) -> None:
         self._memory = (ctypes.c_uint64 * (_ARRAY_WORDS + _SCHEMA_WORDS))()
         self.array = ctypes.addressof(self._memory)
         self.schema = self.array + 8 * _ARRAY_WORDS
-        self._process = _native.process_token()
-
-    def __del__(self) -> None:
-        # An importer marks the structures released. At the end of the process nothing can be called any more, and the system
-        # takes everything back. A forked child has its own library, and leaves its parent's alone.
-        if sys is None or sys.is_finalizing() or not self._memory[_ARRAY_RELEASE]:
-            return
-        if self._process == _native.process_token():
-            # A library that has failed releases nothing more, and nobody could catch its exception here. Not by
-            # contextlib.suppress: this is on the way of every batch.
-            try:  # noqa: SIM105
-                call("ReleaseArrow", self.array, self.schema)
-            except Error:
-                pass
+        _rooms[weakref.ref(self, _left.append)] = self._memory, _native.process_token()
 
     def take(self) -> pa.RecordBatch:
         """The columns, without a copy."""
