@@ -33,7 +33,7 @@ TEXT ·readEightsAVX2(SB), NOSPLIT, $0-16
 	VPBROADCASTD X11, Y11
 	VPSRLD       $16, Y15, Y12               // 0xffff
 	MOVL         $-1, BX
-	MOVQ         BX, X13                     // the first lane
+	VMOVD        BX, X13                     // the first lane; it clears the others, which MOVQ would not
 	VPXOR        Y14, Y14, Y14
 	XORQ         R13, R13                    // how many are common
 

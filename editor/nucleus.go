@@ -105,6 +105,7 @@ func (n *nucleus) ofEight(x *choices, s *Scores, j int, own []float64) (int, boo
 // they add up to, and the sum of all.
 func (x *choices) reach(first, value, share float64) (size int, reached, all float64) {
 	w := &x.weights
+	// Not by addUp: the comparisons find the sums in registers, which is 2 to 7 % of a plan with a nucleus.
 	s1 := first + w[1]
 	s2 := s1 + w[2]
 	s3 := s2 + w[3]

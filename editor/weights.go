@@ -31,7 +31,7 @@ type halfWeights [1 << 16]float64
 
 // halfIndex maps the bits of a float32 that holds a negative, finite float16
 // value to 0..halfCount-1, and those of any other float32 elsewhere, or to where
-// the table has a NaN there.
+// the table has a NaN.
 func halfIndex(b uint32) uint32 { return bits.RotateLeft32(b, 32-13) - halfBase }
 
 // halfOf is the inverse of halfIndex.
