@@ -66,13 +66,13 @@ class ArrowOut:
     """Room for a struct array that the native library fills, and its import. What nobody imports is released, with the next
     call."""
 
-    __slots__ = ("__weakref__", "_memory", "array", "schema")
+    __slots__ = ("__weakref__", "array", "schema")
 
     def __init__(self) -> None:
-        self._memory = (ctypes.c_uint64 * (_ARRAY_WORDS + _SCHEMA_WORDS))()
-        self.array = ctypes.addressof(self._memory)
+        memory = (ctypes.c_uint64 * (_ARRAY_WORDS + _SCHEMA_WORDS))()
+        self.array = ctypes.addressof(memory)
         self.schema = self.array + 8 * _ARRAY_WORDS
-        _rooms[weakref.ref(self, _left.append)] = self._memory, _native.process_token()
+        _rooms[weakref.ref(self, _left.append)] = memory, _native.process_token()
 
     def take(self) -> pa.RecordBatch:
         """The columns, without a copy."""

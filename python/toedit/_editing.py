@@ -23,7 +23,7 @@ from toedit._rows import Fields, Form, SetupError, count, joined, mapping, part
 from toedit.editor import Counts, Editor, _integer, few_expected, warn_if_few_expected
 from toedit.store import Lookups
 
-__all__ = ["Editing", "NothingLeft", "Result", "logged"]
+__all__ = ["Editing", "FirstBatch", "NothingLeft", "Result", "logged"]
 
 ON_ERROR = ("raise", "keep", "drop")
 
@@ -326,6 +326,30 @@ class Editing:
         if isinstance(batch, (Mapping, pa.Table, pa.RecordBatch)):
             return _without(batch, self._form)
         return [self._form.bare(batch[0])] if isinstance(batch, Sequence) else batch
+
+
+class FirstBatch:
+    """The first batch of a run in a trainer, which must have gone through what edits: trainers read what they were given, and
+    training on unedited text goes well."""
+
+    def __init__(self, editing: Editing) -> None:
+        self._editing = editing
+        self._before: int | None = None  # rows before it, until it is there
+
+    def _rows(self) -> int:
+        return int(self._editing.stats().rows) + self._editing.errors
+
+    def awaited(self) -> None:
+        self._before = self._rows()
+
+    def is_there(self, way_out: str) -> None:
+        """Raise, at the first call after :meth:`awaited`, where not one row was edited in between."""
+        before, self._before = self._before, None
+        if before is not None and before == self._rows():
+            raise InputError(
+                f"the first batch has no row that went through the {type(self._editing).__name__} of this callback: the "
+                f"trainer reads other data, unedited. {way_out}"
+            )
 
 
 def _check_plain(batch: Any, collated: bool) -> None:

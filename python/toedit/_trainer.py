@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from toedit._arrow import LABELS
-from toedit._editing import logged
+from toedit._editing import FirstBatch, logged
 from toedit._errors import InputError, MissingDependencyError
 from toedit.editor import Editor
 from toedit.torch import EditCollator, EditedDataset
@@ -80,12 +80,12 @@ class EpochCallback(TrainerCallback):
             )
         self.editing = editing
         self._next = 0
-        self._met: int | None = None  # rows before the first step, until it is there
+        self._first = FirstBatch(editing)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         # Behind the decimal point are the steps of an epoch that a checkpoint was made in.
         self._next = int(state.epoch or 0)
-        self._met = self._rows()
+        self._first.awaited()
         form = getattr(getattr(train_dataloader, "dataset", None), "format", None)
         transformed = isinstance(form, Mapping) and form.get("type") == "custom"
         if transformed and isinstance(self.editing, EditTransform) and args.remove_unused_columns:
@@ -99,17 +99,11 @@ class EpochCallback(TrainerCallback):
         self._next += 1
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        met, self._met = self._met, None
         # A process to which another one hands its batches edits nothing itself.
-        if met is not None and state.is_world_process_zero and self._rows() == met:
-            raise InputError(
-                f"the first batch has no row that went through the {type(self.editing).__name__} of this callback: the trainer "
-                "reads other data, unedited. Give it that dataset; where TRL's trainer does not take it, set "
-                "trainer.train_dataset to it afterwards"
+        if state.is_world_process_zero:
+            self._first.is_there(
+                "Give it that dataset; where TRL's trainer does not take it, set trainer.train_dataset to it afterwards"
             )
-
-    def _rows(self) -> int:
-        return int(self.editing.stats().rows) + self.editing.errors
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any) -> None:
         collate = getattr(eval_dataloader, "collate_fn", None)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from toedit._editing import Editing, logged
+from toedit._editing import Editing, FirstBatch, logged
 from toedit._errors import InputError, MissingDependencyError
 
 __all__ = ["EpochCallback"]
@@ -53,7 +53,7 @@ class EpochCallback(Callback):
                 "training data"
             )
         self.editing = editing
-        self._met: int | None = None  # rows before the first step, until it is there
+        self._first = FirstBatch(editing)
 
     # Lightning makes the first epoch's iterator, from which workers start, before it calls on_train_epoch_start, and does not
     # call that for the epoch that a run resumes in. So the epoch is set as soon as it is known.
@@ -61,7 +61,7 @@ class EpochCallback(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
             self.editing.set_epoch(trainer.current_epoch)
-            self._met = self._rows()
+            self._first.awaited()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self.editing.set_epoch(_epoch_of(checkpoint))
@@ -69,16 +69,8 @@ class EpochCallback(Callback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         self.editing.set_epoch(trainer.current_epoch)
 
-    def _rows(self) -> int:
-        return int(self.editing.stats().rows) + self.editing.errors
-
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        met, self._met = self._met, None
-        if met is not None and self._rows() == met:
-            raise InputError(
-                f"the first batch has no row that went through the {type(self.editing).__name__} of this callback: the trainer "
-                "reads other data, unedited. Give it the loader of that one"
-            )
+        self._first.is_there("Give it the loader of that one")
         every = trainer.log_every_n_steps
         if every and (trainer.global_step + 1) % every == 0:
             self._log(trainer, trainer.global_step)
