@@ -143,8 +143,9 @@ func typeOf(s *C.struct_ArrowSchema, path string, depth int) (arrow.DataType, er
 	return arrow.FixedSizeListOfField(int32(n), field), nil
 }
 
-// checkArray makes sure that an array has what its type needs.
-func checkArray(a *C.struct_ArrowArray, t arrow.DataType, path string) error {
+// checkArray makes sure that an array has what its type needs, and that its rows first to end-1 are what they may be. A slice
+// of a struct has its whole columns, of which no more is looked at than the slice: a row alone must not cost what the table does.
+func checkArray(a *C.struct_ArrowArray, t arrow.DataType, path string, first, end int64) error {
 	bad := func(format string, args ...any) error { return fail(Input, path+": "+format, args...) }
 	if a == nil || a.release == nil {
 		return bad("the ArrowArray is missing or was released before")
@@ -155,7 +156,6 @@ func checkArray(a *C.struct_ArrowArray, t arrow.DataType, path string) error {
 	if length < 0 || offset < 0 || length > limit || offset > limit {
 		return bad("length %d and offset %d must be 0 to %d", length, offset, limit)
 	}
-	end := offset + length
 	if nulls < -1 || nulls > length {
 		return bad("null_count is %d in an array of %d", nulls, length)
 	}
@@ -202,58 +202,56 @@ func checkArray(a *C.struct_ArrowArray, t arrow.DataType, path string) error {
 	if len(children) > 0 {
 		childArrays = unsafe.Slice(a.children, len(children))
 	}
+	first, end = offset+first, offset+end // in its buffers, and in the columns of a struct
 	for i, field := range children {
-		name := path + "." + field.Name
-		if _, isStruct := t.(*arrow.StructType); !isStruct {
-			name = path + "[]"
+		child, name := childArrays[i], path+"[]"
+		var from, to int64 // of lists' values, which are numbers, no one needs a look
+		if _, isStruct := t.(*arrow.StructType); isStruct {
+			name, from, to = path+"."+field.Name, first, end
+			if child != nil && child.release != nil && int64(child.length) < end {
+				return bad("column %s has %d rows, but %d are needed", field.Name, int64(child.length), end)
+			}
 		}
-		if err := checkArray(childArrays[i], field.Type, name); err != nil {
+		if err := checkArray(child, field.Type, name, from, to); err != nil {
 			return err
 		}
 	}
+	if length == 0 {
+		return nil // whose buffers are not there
+	}
 	switch t := t.(type) {
-	case *arrow.StructType:
-		for i, field := range children {
-			if n := int64(childArrays[i].length); n < end {
-				return bad("column %s has %d rows, but %d are needed", field.Name, n, end)
-			}
-		}
 	case *arrow.FixedSizeListType:
-		if n := int64(childArrays[0].length); n/int64(t.Len()) < end {
-			return bad("it has %d values, too few for %d lists of %d", n, end, t.Len())
+		if n := int64(childArrays[0].length); n/int64(t.Len()) < offset+length {
+			return bad("it has %d values, too few for %d lists of %d", n, offset+length, t.Len())
 		}
 	case *arrow.ListType:
-		return checkOffsets((*int32)(buffers[1]), offset, length, int64(childArrays[0].length), bad)
+		return checkOffsets((*int32)(buffers[1]), first, end, int64(childArrays[0].length), bad)
 	case *arrow.LargeListType:
-		return checkOffsets((*int64)(buffers[1]), offset, length, int64(childArrays[0].length), bad)
+		return checkOffsets((*int64)(buffers[1]), first, end, int64(childArrays[0].length), bad)
 	case *arrow.StringType:
-		return checkText((*int32)(buffers[1]), offset, length, buffers[2], bad)
+		return checkText((*int32)(buffers[1]), first, end, buffers[2], bad)
 	case *arrow.LargeStringType:
-		return checkText((*int64)(buffers[1]), offset, length, buffers[2], bad)
+		return checkText((*int64)(buffers[1]), first, end, buffers[2], bad)
 	}
 	return nil
 }
 
 // checkText is checkOffsets for strings, whose bytes have no length of their own.
-func checkText[T int32 | int64](first *T, offset, length int64, bytes unsafe.Pointer, bad func(string, ...any) error) error {
+func checkText[T int32 | int64](offsets *T, first, end int64, bytes unsafe.Pointer, bad func(string, ...any) error) error {
 	const limit = int64(1) << 40
-	if err := checkOffsets(first, offset, length, limit, bad); err != nil {
+	if err := checkOffsets(offsets, first, end, limit, bad); err != nil {
 		return err
 	}
-	if bytes == nil && length > 0 && unsafe.Slice(first, offset+length+1)[offset+length] > 0 {
+	if bytes == nil && unsafe.Slice(offsets, end+1)[end] > 0 {
 		return bad("its bytes are a null pointer")
 	}
 	return nil
 }
 
-// checkOffsets wants ascending offsets within [0, limit].
-func checkOffsets[T int32 | int64](first *T, offset, length, limit int64, bad func(string, ...any) error) error {
-	if length == 0 {
-		return nil
-	}
-	offsets := unsafe.Slice(first, offset+length+1)[offset:]
+// checkOffsets wants the offsets first to end to ascend within [0, limit].
+func checkOffsets[T int32 | int64](offsets *T, first, end, limit int64, bad func(string, ...any) error) error {
 	previous := T(0)
-	for i, o := range offsets {
+	for i, o := range unsafe.Slice(offsets, end+1)[first:] {
 		if o < previous {
 			return bad("offset %d at index %d is below %d, the one before it", o, i, previous)
 		}

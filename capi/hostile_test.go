@@ -261,6 +261,41 @@ func TestUnusualStructures(t *testing.T) {
 	}
 }
 
+// Of a slice, what lies outside is not looked at, and so may be anything; what lies inside is.
+func TestSlicesOfSpoiltStructures(t *testing.T) {
+	trackUsage(t)
+	handle, print := bundledEditor(t, eager)
+	second := func() *foreignBatch {
+		b := goodBatch(t, print)
+		b.array.offset, b.array.length = 1, 1
+		return b
+	}
+	want := values(t, columnOf(t, mustEdit(t, handle, 0, 0, second()).out, "input_ids"))
+	require.Len(t, want, 1)
+	lists := []string{"input_ids", "attention_mask", "scores.logp", "scores.topk_pos", "scores.topk_ids", "scores.topk_logp", "key", "scores.prior"}
+
+	b := second()
+	for _, path := range lists {
+		a, _ := b.column(path)
+		set(a.memory[1], 0, int32(math.MinInt32))
+		set(a.memory[1], 3, int32(math.MaxInt32))
+	}
+	assert.Equal(t, want, values(t, columnOf(t, mustEdit(t, handle, 0, 0, b).out, "input_ids")))
+
+	for _, path := range lists {
+		for at, offset := range map[int]int32{1: -1, 2: math.MaxInt32} {
+			if at == 2 && (path == "key" || path == "scores.prior") {
+				continue // how many bytes of text there are, nobody knows
+			}
+			b := second()
+			a, _ := b.column(path)
+			set(a.memory[1], at, offset)
+			_, err := call(t, handle, 0, 0, b)
+			requireKind(t, err, Input, "batch."+path, fmt.Sprint(offset))
+		}
+	}
+}
+
 func TestTooDeepAndTooWide(t *testing.T) {
 	released := cSlice[int64](t, 1)
 	deep := arrow.Field{Name: "x", Type: i32}

@@ -45,7 +45,8 @@ func importBatch(arrayAddr, schemaAddr Address) (*arrowBatch, error) {
 		return nil, fail(Input, "the batch is a %s, but must be a struct array (a record batch)", dt)
 	}
 	foreign := arrayAt(arrayAddr)
-	if err := checkArray(foreign, t, "batch"); err != nil {
+	rows := int64(foreign.length)
+	if err := checkArray(foreign, t, "batch", 0, rows); err != nil {
 		return nil, err
 	}
 	batch := &arrowBatch{rows: int(foreign.length), types: make(map[string]arrow.DataType, t.NumFields()), columns: make(map[string]arrow.Array, t.NumFields())}
@@ -55,7 +56,7 @@ func importBatch(arrayAddr, schemaAddr Address) (*arrowBatch, error) {
 	if batch.rows == 0 {
 		return batch, nil
 	}
-	columns := array.NewStructData(view(foreign, t))
+	columns := array.NewStructData(view(foreign, t, rows))
 	if i := firstNull(columns, 0, batch.rows); i >= 0 {
 		return nil, fail(Input, "row %d: the whole row is null; a record batch has no such rows", i)
 	}
@@ -79,11 +80,12 @@ func (b *arrowBatch) only(names ...string) error {
 	return nil
 }
 
-// view makes arrow-go's description of a foreign array that checkArray has passed, over the foreign memory itself.
-func view(a *C.struct_ArrowArray, t arrow.DataType) arrow.ArrayData {
-	offset, end := int64(a.offset), int64(a.offset)+int64(a.length)
-	if a.length == 0 {
-		offset, end = 0, 0 // whose buffers are then not there
+// view makes arrow-go's description of the first rows of a foreign array, over the foreign memory itself. checkArray has
+// passed the last of them.
+func view(a *C.struct_ArrowArray, t arrow.DataType, rows int64) arrow.ArrayData {
+	offset, end := int64(a.offset), int64(a.offset)+rows
+	if rows == 0 {
+		offset, end = 0, 0 // whose buffers may not be there
 	}
 	foreign := unsafe.Slice(a.buffers, int(a.n_buffers))
 	buffers := make([]*memory.Buffer, len(foreign))
@@ -91,7 +93,7 @@ func view(a *C.struct_ArrowArray, t arrow.DataType) arrow.ArrayData {
 		switch {
 		case foreign[i] == nil && i == 0:
 			// no validity bitmap: nothing is null
-		case n == 0 || a.length == 0 || foreign[i] == nil:
+		case n == 0 || rows == 0 || foreign[i] == nil:
 			buffers[i] = memory.NewBufferBytes([]byte{})
 		default:
 			buffers[i] = memory.NewBufferBytes(unsafe.Slice((*byte)(foreign[i]), n))
@@ -112,29 +114,36 @@ func view(a *C.struct_ArrowArray, t arrow.DataType) arrow.ArrayData {
 		fields = []arrow.Field{t.ElemField()}
 	case *arrow.StringType:
 		bytes(1, 4*(end+1))
-		bytes(2, lastOffset((*int32)(foreign[1]), int64(a.length), end))
+		bytes(2, lastOffset((*int32)(foreign[1]), rows, end))
 	case *arrow.LargeStringType:
 		bytes(1, 8*(end+1))
-		bytes(2, lastOffset((*int64)(foreign[1]), int64(a.length), end))
+		bytes(2, lastOffset((*int64)(foreign[1]), rows, end))
 	case arrow.FixedWidthDataType:
 		bytes(1, (end*int64(t.BitWidth())+7)/8)
 	}
 	children := make([]arrow.ArrayData, len(fields))
 	if len(fields) > 0 {
 		for i, child := range unsafe.Slice(a.children, len(fields)) {
-			children[i] = view(child, fields[i].Type)
+			ofChild := int64(child.length)
+			if _, isStruct := t.(*arrow.StructType); isStruct {
+				ofChild = end
+			}
+			children[i] = view(child, fields[i].Type, ofChild)
 		}
 	}
 	nulls := int(a.null_count)
-	if foreign[0] == nil {
+	switch {
+	case foreign[0] == nil:
 		nulls = 0
+	case rows < int64(a.length):
+		nulls = array.UnknownNullCount
 	}
-	return array.NewData(t, int(a.length), buffers, children, nulls, int(offset))
+	return array.NewData(t, int(rows), buffers, children, nulls, int(offset))
 }
 
 // lastOffset is where the last value of a string array ends.
-func lastOffset[T int32 | int64](offsets *T, length, end int64) int64 {
-	if length == 0 {
+func lastOffset[T int32 | int64](offsets *T, rows, end int64) int64 {
+	if rows == 0 {
 		return 0
 	}
 	return int64(unsafe.Slice(offsets, end+1)[end])

@@ -228,3 +228,21 @@ def chi_square_tail(statistic: float, freedom: int) -> float:
         tail += math.exp(a * math.log(half) - half - math.lgamma(a + 1.0)) if half > 0.0 else 0.0
         a += 1.0
     return tail
+
+
+def accelerate_launch(scored: Any, folder: Path, seed: int, *ways: str) -> dict[tuple[str, int], set[tuple[int, ...]]]:
+    """Train over a scored dataset in two processes of `accelerate launch`, see accelerate_script.py; the documents that they
+    met in each epoch of each way."""
+    scored.save_to_disk(folder / "data")
+    # Its name for what starts the processes itself; with --cpu that is left to MPI.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    options = ["--mixed_precision=no", "--dynamo_backend=no", "--num_cpu_threads_per_process=1", "--main_process_port=0"]
+    script = [str(Path(__file__).with_name("accelerate_script.py")), str(folder / "data"), str(folder), str(seed)]
+    done = subprocess.run([*launch, *options, *script, *ways], capture_output=True, text=True, timeout=140, check=False)
+    # What the processes said stands before what the launcher says of them.
+    assert done.returncode == 0, f"{done.stderr[:2000]}\n[...]\n{done.stderr[-1000:]}"
+    seen: dict[tuple[str, int], set[tuple[int, ...]]] = {}
+    for rank in (0, 1):
+        for way, epoch, ids in json.loads((folder / f"{rank}.json").read_text()):
+            seen.setdefault((way, epoch), set()).add(tuple(ids))
+    return seen

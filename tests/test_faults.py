@@ -88,8 +88,8 @@ def lose_a_worker(kind: str) -> None:
 # Ctrl-C
 
 
-def train(what: str, workers: int) -> None:
-    """A training loop that says when it has begun, and when it was interrupted does one more epoch with all that it has."""
+def interruptible(what: str, workers: int) -> tuple[Any, list[Any], toedit.Editor]:
+    """A loader that scores or edits without a pause, or in the background of a step; its rows and its editor."""
     prior = toedit.Prior.builtin(threads=1)
     editor = toedit.Editor(prior, toedit.Policy(threshold=0.1))
     rows = [row_of(n) for n in range(256)]
@@ -104,6 +104,13 @@ def train(what: str, workers: int) -> None:
     else:
         collator = EditCollator(editor, lambda rows: [row["input_ids"] for row in rows])
         loader = DataLoader(data, 64, collate_fn=collator, num_workers=workers, persistent_workers=workers > 0)
+    return loader, data, editor
+
+
+def train(what: str, workers: int) -> None:
+    """A training loop that says when it has begun, and when it was interrupted does one more epoch with all that it has."""
+    loader, data, editor = interruptible(what, workers)
+    prior = editor.prior
     try:
         print("begun", flush=True)
         while True:
@@ -115,7 +122,7 @@ def train(what: str, workers: int) -> None:
     del loader
     small = DataLoader(data[:8], 4, collate_fn=EditCollator(editor, len), num_workers=2)
     assert list(small) == [4, 4]
-    assert len(prior.score(rows[:2])) == 2
+    assert len(prior.score([row["input_ids"] for row in data[:2]])) == 2
     prior.close()
     print("done", flush=True)
 

@@ -250,6 +250,14 @@ def test_truncated_rows_have_the_edits_of_their_documents(
         assert sorted(got) == sorted(documents(cut, flat=way == "padding_free"))
 
 
+def test_two_processes(scored: Any, editor: toedit.Editor, edited: list[Row], tmp_path: Path) -> None:
+    seen = helpers.accelerate_launch(scored, tmp_path, editor.seed, "sft")
+    for epoch, columns in enumerate(edited):
+        # Both together have all documents, and the last rows begin again to be as many in both.
+        assert seen.pop(("sft", epoch)) == {tuple(ids[:64]) for ids in columns["input_ids"]}
+    assert not seen
+
+
 # Rows that TRL prepared
 
 

@@ -161,6 +161,8 @@ class ScoreStore:
             ]
         found = Lookups(len(places) - misses, misses, unstored)
         process.count(found)
+        if len(parts) == 1:
+            return parts[0], found
         return pa.concat_arrays(parts) if parts else pa.array([], SCORES_TYPE), found
 
     def _settings(self, view: View, prior: Prior, k: int, ranges: list[tuple[float, float]]) -> Settings:
