@@ -11,7 +11,7 @@ import (
 
 // columnCopy is a list column on its way out: a copy of one that came in, into which edits are written.
 type columnCopy interface {
-	fill(from, to int) // copies rows, before anything is set in them
+	fill(row int) // copies a row, before anything is set in it
 	set(row, at int, value int64)
 	remove(places []place)
 	column(name string, t arrow.DataType) *column // hands the memory over
@@ -41,13 +41,8 @@ func newCopiedList[T tokenID](list *listColumn, rows int, values []T) *copiedLis
 	return c
 }
 
-// fill copies in one piece: the rows of a list lie one behind the other.
-func (c *copiedList[T]) fill(from, to int) {
-	if from == to {
-		return
-	}
-	start, _ := c.list.row(from)
-	_, end := c.list.row(to - 1)
+func (c *copiedList[T]) fill(row int) {
+	start, end := c.list.row(row)
 	copy(c.values[start-c.first:], c.source[start:end])
 }
 
@@ -216,7 +211,7 @@ func (l *typedLabels[T]) copy(rows int) columnCopy {
 	return newCopiedList(l.listColumn, rows, l.labels)
 }
 
-// logBuilder collects the edit log: a row for each edit.
+// logBuilder collects the edit log of some rows.
 type logBuilder struct {
 	edits []editor.Edit
 	rows  []loggedRow
@@ -242,35 +237,36 @@ func (l *logBuilder) add(row int, offset uint64, edits []editor.Edit) {
 	}
 }
 
-// append adds the rows of another log.
-func (l *logBuilder) append(o *logBuilder) {
-	before := len(l.edits)
-	l.edits = append(l.edits, o.edits...)
-	for _, r := range o.rows {
-		r.end += before
-		l.rows = append(l.rows, r)
+// logColumns makes the edit log, a row for each edit, of logs that follow one another.
+func logColumns(threads int, logs ...*logBuilder) *column {
+	starts := make([]int, len(logs)+1)
+	for p, l := range logs {
+		starts[p+1] = starts[p] + len(l.edits)
 	}
-}
-
-func (l *logBuilder) build() *column {
-	n := len(l.edits)
+	n := starts[len(logs)]
 	rowColumn, row := newColumn[int64]("row", arrow.PrimitiveTypes.Int64, n)
 	positionColumn, position := newColumn[int64]("position", arrow.PrimitiveTypes.Int64, n)
 	oldColumn, old := newColumn[int64]("old", arrow.PrimitiveTypes.Int64, n)
 	newIDColumn, newID := newColumn[int64]("new", arrow.PrimitiveTypes.Int64, n)
 	logpColumn, logp := newColumn[float32]("logp", arrow.PrimitiveTypes.Float32, n)
 	bandColumn, band := newColumn[int32]("band", arrow.PrimitiveTypes.Int32, n)
-	i := 0
-	for _, r := range l.rows {
-		for ; i < r.end; i++ {
-			e := &l.edits[i]
-			row[i], position[i] = int64(r.row), int64(r.offset)+int64(e.Pos)
-			old[i], newID[i] = int64(e.Old), int64(e.New)
-			if e.Action == editor.Drop {
-				newID[i] = dropped
+	err := inParallel(threads, len(logs), func(p int) error {
+		l, i := logs[p], starts[p]
+		for _, r := range l.rows {
+			for ; i < starts[p]+r.end; i++ {
+				e := &l.edits[i-starts[p]]
+				row[i], position[i] = int64(r.row), int64(r.offset)+int64(e.Pos)
+				old[i], newID[i] = int64(e.Old), int64(e.New)
+				if e.Action == editor.Drop {
+					newID[i] = dropped
+				}
+				logp[i], band[i] = e.LogP, int32(e.Band)
 			}
-			logp[i], band[i] = e.LogP, int32(e.Band)
 		}
+		return nil
+	})
+	if err != nil { // a panic in another thread
+		panic(err)
 	}
 	return structOf(n, rowColumn, positionColumn, oldColumn, newIDColumn, logpColumn, bandColumn)
 }

@@ -31,7 +31,7 @@ type openEditor struct {
 	scratch     sync.Pool            // *scratch
 }
 
-// scratch is memory that one thread of one call of Edit uses for its rows, and what it found in them.
+// scratch is memory that one call of Edit uses for a part of its rows, and what it found in them.
 type scratch struct {
 	doc       document
 	edited    editor.Document
@@ -53,9 +53,8 @@ func (s *scratch) reset() {
 	s.empty, s.overlong = 0, 0
 }
 
-// add takes over what another thread found in the rows behind.
+// add takes over what was found in the part behind, but for its log.
 func (s *scratch) add(o *scratch) {
-	s.log.append(&o.log)
 	s.removed = append(s.removed, o.removed...)
 	s.counts.Add(o.counts)
 	s.expected = append(s.expected, o.expected...)
@@ -345,7 +344,7 @@ func (in *editInput) edit(e *openEditor, ep editor.Epoch) (*editResult, error) {
 
 // editNothing is the result for a batch without rows, in the types that came in.
 func (in *editInput) editNothing(drops bool) *editResult {
-	r := &editResult{out: structOf(0), log: new(logBuilder).build()}
+	r := &editResult{out: structOf(0), log: logColumns(1, new(logBuilder))}
 	for _, name := range []string{"input_ids", "labels"} {
 		if t, ok := in.types[name].(arrow.ListLikeType); ok {
 			var offsets buffer
@@ -372,7 +371,7 @@ func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values
 		w.labels = in.labels.copy(in.rows)
 		copies, names = append(copies, w.labels), append(names, "labels")
 	}
-	parts := in.parts(runtime.GOMAXPROCS(0))
+	threads, parts := in.share(runtime.GOMAXPROCS(0))
 	found := make([]*scratch, len(parts)-1)
 	for p := range found {
 		found[p] = e.scratch.Get().(*scratch)
@@ -388,14 +387,18 @@ func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values
 			}
 		}
 	}()
-	if err := inParallel(len(found), func(p int) error { return w.edit(parts[p], parts[p+1], found[p]) }); err != nil {
+	if err := inParallel(threads, len(found), func(p int) error { return w.edit(parts[p], parts[p+1], found[p]) }); err != nil {
 		return nil, err
+	}
+	logs := make([]*logBuilder, len(found))
+	for p, s := range found {
+		logs[p] = &s.log
 	}
 	s := found[0]
 	for _, behind := range found[1:] {
 		s.add(behind)
 	}
-	r = &editResult{out: structOf(in.rows), log: s.log.build(), counts: s.counts, empty: s.empty, overlong: s.overlong}
+	r = &editResult{out: structOf(in.rows), log: logColumns(threads, logs...), counts: s.counts, empty: s.empty, overlong: s.overlong}
 	for _, expected := range s.expected { // row after row, however many threads there were
 		r.counts.Expected += expected
 	}
@@ -413,17 +416,25 @@ func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values
 // there the cores are the trainer's.
 const tokensPerThread = 1 << 18
 
-// parts splits the rows into at most so many parts of about as many tokens each. It returns where they begin, and the end.
-func (in *editInput) parts(most int) []int {
+// partsPerThread is into how many parts its share is cut, so that none waits long for a slower one.
+const partsPerThread = 4
+
+// share says how many threads, at most so many, are to edit the rows, and in which parts of about as many tokens each: where
+// they begin, and the end.
+func (in *editInput) share(most int) (threads int, starts []int) {
 	first, _ := in.ids.row(0)
 	_, end := in.ids.row(in.rows - 1)
-	n := max(1, min(most, (end-first)/tokensPerThread))
-	starts := make([]int, 1, n+1)
+	threads = max(1, min(most, (end-first)/tokensPerThread))
+	n := 1
+	if threads > 1 {
+		n = threads * partsPerThread
+	}
+	starts = make([]int, 1, n+1)
 	for p := 1; p < n; p++ {
 		until := first + (end-first)/n*p
 		starts = append(starts, sort.Search(in.rows, func(i int) bool { start, _ := in.ids.row(i); return start >= until }))
 	}
-	return append(starts, in.rows)
+	return threads, append(starts, in.rows)
 }
 
 // editing is what all threads of one call of Edit share.
@@ -438,11 +449,12 @@ type editing[T tokenID] struct {
 
 // edit edits rows from..to-1.
 func (w *editing[T]) edit(from, to int, s *scratch) error {
-	w.ids.fill(from, to)
-	if w.labels != nil {
-		w.labels.fill(from, to)
-	}
 	for i := from; i < to; i++ {
+		// Row by row: what is edited next is in the cache.
+		w.ids.fill(i)
+		if w.labels != nil {
+			w.labels.fill(i)
+		}
 		start, end := w.in.ids.row(i)
 		if err := read(&s.doc, i, w.values[start:end], w.in.mask, w.e.vocabulary); err != nil {
 			return err

@@ -12,25 +12,62 @@ enum { HUGE_PAGE = 2 << 20 };
 static atomic_int_fast64_t buffer_bytes;
 static atomic_int_fast64_t exports;
 
-/* The size stands in front of the buffer, in a block of its own so that the buffer stays aligned. */
+/* Stands in front of a buffer, in ALIGNMENT bytes so that the buffer stays aligned. */
+struct block {
+  int64_t size;    /* of the buffer */
+  size_t capacity; /* of the block */
+};
+
+/* A large buffer would be new memory every time, which takes the kernel as long to provide as us to fill, and threads wait for
+ * each other there. So it comes in huge pages, and the last blocks are kept for the next call. Slots are taken and filled
+ * without a lock, which a fork could find locked. */
+enum { LARGE = 2 * HUGE_PAGE, KEPT = 2, LARGEST_KEPT = 64 << 20 };
+static _Atomic(struct block*) kept[KEPT];
+
+static void discard(struct block* block) {
+  if (block->capacity >= LARGE && block->capacity <= LARGEST_KEPT) {
+    for (int i = 0; i < KEPT; i++) {
+      struct block* none = NULL;
+      if (atomic_compare_exchange_strong(&kept[i], &none, block)) return;
+    }
+  }
+  free(block);
+}
+
+/* A kept block of at least so many bytes, which are not less than half of it; NULL if there is none. Others that are met give
+ * way to what is needed now. */
+static struct block* reuse(size_t whole) {
+  for (int i = 0; i < KEPT; i++) {
+    struct block* block = atomic_exchange(&kept[i], NULL);
+    if (block == NULL) continue;
+    if (block->capacity >= whole && block->capacity / 2 <= whole) return block;
+    free(block);
+  }
+  return NULL;
+}
+
 void* toedit_buffer_new(int64_t size) {
   if (size < 0 || size > INT64_MAX - ALIGNMENT) return NULL;
   size_t whole = ALIGNMENT + (size_t)size;
-  void* block;
-  if (posix_memalign(&block, whole < 2 * HUGE_PAGE ? ALIGNMENT : HUGE_PAGE, whole) != 0) return NULL;
-  /* A large buffer is new memory every time. In pages of 4 KiB, the kernel takes as long to provide it as we to fill it, and
-   * threads wait for each other there. Where the kernel refuses, nothing is lost. */
-  if (whole >= 2 * HUGE_PAGE) madvise(block, whole & ~(size_t)(HUGE_PAGE - 1), MADV_HUGEPAGE);
-  *(int64_t*)block = size;
+  struct block* block = whole < LARGE ? NULL : reuse(whole);
+  if (block == NULL) {
+    void* memory;
+    if (posix_memalign(&memory, whole < LARGE ? ALIGNMENT : HUGE_PAGE, whole) != 0) return NULL;
+    /* Where the kernel refuses, nothing is lost. */
+    if (whole >= LARGE) madvise(memory, whole & ~(size_t)(HUGE_PAGE - 1), MADV_HUGEPAGE);
+    block = memory;
+    block->capacity = whole;
+  }
+  block->size = size;
   atomic_fetch_add(&buffer_bytes, size);
   return (char*)block + ALIGNMENT;
 }
 
 void toedit_buffer_free(void* buffer) {
   if (buffer == NULL) return;
-  void* block = (char*)buffer - ALIGNMENT;
-  atomic_fetch_sub(&buffer_bytes, *(int64_t*)block);
-  free(block);
+  struct block* block = (struct block*)((char*)buffer - ALIGNMENT);
+  atomic_fetch_sub(&buffer_bytes, block->size);
+  discard(block);
 }
 
 int64_t toedit_buffer_bytes(void) { return atomic_load(&buffer_bytes); }

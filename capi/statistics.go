@@ -85,7 +85,7 @@ type margin struct {
 	Count int64   `json:"count"`
 }
 
-// measured is what one thread measured.
+// measured is what was measured in a part of the rows.
 type measured struct {
 	scale                 *editor.Scale
 	document, total       *editor.Statistics
@@ -119,9 +119,9 @@ func newMeasured(scale *editor.Scale) *measured {
 
 // measure measures every row.
 func measure[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values []T) (*measured, error) {
-	parts := in.parts(runtime.GOMAXPROCS(0))
+	threads, parts := in.share(runtime.GOMAXPROCS(0))
 	all := make([]*measured, len(parts)-1)
-	err := inParallel(len(all), func(p int) error {
+	err := inParallel(threads, len(all), func(p int) error {
 		s := e.scratch.Get().(*scratch)
 		defer e.giveBack(s)
 		m := newMeasured(e.scale())
@@ -169,7 +169,7 @@ func (m *measured) add(s *scratch) error {
 	return m.total.Merge(m.document)
 }
 
-// append takes over what another thread measured in the rows behind.
+// append takes over what was measured in the part behind.
 func (m *measured) append(o *measured) error {
 	for i := range m.numbers {
 		m.numbers[i] = append(m.numbers[i], o.numbers[i]...)
