@@ -4,9 +4,11 @@ package capi
 import "C"
 
 import (
+	"maps"
 	"math"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/apache/arrow/go/v17/arrow"
@@ -20,6 +22,7 @@ const (
 	maxDepth   = 4  // batch > scores > list > values
 	maxColumns = 64 // far above what any entry point knows
 	maxFormat  = 32 // bytes of a format string
+	maxName    = 256
 )
 
 // simpleTypes are the formats without children that may be passed in.
@@ -46,6 +49,87 @@ func cString(s *C.char, limit int) (string, bool) {
 		}
 	}
 	return "", false
+}
+
+// columnPath says where a column stands. It becomes text only where there is something to say about it.
+type columnPath struct {
+	above *columnPath
+	name  string // "" for a list's values
+}
+
+func (p *columnPath) String() string {
+	switch {
+	case p.above == nil:
+		return p.name
+	case p.name == "":
+		return p.above.String() + "[]"
+	}
+	return p.above.String() + "." + p.name
+}
+
+// knownTypes are types that typeOf made before, by what appendSchema makes of their schemas. A training run has few of them, and
+// making one takes longer than all other checks of a batch.
+var knownTypes atomic.Pointer[map[string]arrow.DataType]
+
+const maxKnown = 64
+
+// batchType is typeOf for a batch.
+func batchType(s *C.struct_ArrowSchema) (arrow.DataType, error) {
+	var room [1024]byte
+	schema, ok := appendSchema(room[:0], s, 0)
+	if !ok {
+		return typeOf(s, "batch", 0) // which says what is wrong
+	}
+	known := knownTypes.Load()
+	if known != nil {
+		if t, ok := (*known)[string(schema)]; ok {
+			return t, nil
+		}
+	}
+	t, err := typeOf(s, "batch", 0)
+	if err == nil && (known == nil || len(*known) < maxKnown) {
+		more := map[string]arrow.DataType{string(schema): t}
+		if known != nil {
+			maps.Copy(more, *known)
+		}
+		knownTypes.Store(&more) // another thread's may be lost, and is made again
+	}
+	return t, err
+}
+
+// appendSchema appends all of a schema that its type depends on. It is false where typeOf finds something wrong before it looks
+// at formats.
+func appendSchema(to []byte, s *C.struct_ArrowSchema, depth int) ([]byte, bool) {
+	if s == nil || s.release == nil || s.dictionary != nil || depth > maxDepth || s.n_children < 0 || s.n_children > maxColumns ||
+		s.n_children > 0 && s.children == nil {
+		return nil, false
+	}
+	for _, text := range [...]struct {
+		bytes *C.char
+		limit int
+	}{{s.format, maxFormat}, {s.name, maxName}} {
+		length := 0
+		if text.bytes != nil {
+			bytes := unsafe.Slice((*byte)(unsafe.Pointer(text.bytes)), text.limit+1)
+			for bytes[length] != 0 {
+				if length++; length > text.limit {
+					return nil, false
+				}
+			}
+			to = append(to, bytes[:length]...)
+		}
+		to = append(to, 0)
+	}
+	to = append(to, byte(s.n_children), byte(s.flags&C.ARROW_FLAG_NULLABLE))
+	if s.n_children > 0 {
+		for _, child := range unsafe.Slice(s.children, int(s.n_children)) {
+			var ok bool
+			if to, ok = appendSchema(to, child, depth+1); !ok {
+				return nil, false
+			}
+		}
+	}
+	return to, true
 }
 
 // typeOf turns a foreign schema into a type. It reads formats, names and children only; metadata is left alone.
@@ -89,9 +173,9 @@ func typeOf(s *C.struct_ArrowSchema, path string, depth int) (arrow.DataType, er
 			if child == nil {
 				return nil, bad("child %d is a null pointer", i)
 			}
-			name, ok := cString(child.name, 256)
+			name, ok := cString(child.name, maxName)
 			if !ok {
-				return nil, bad("child %d has a name longer than 256 bytes", i)
+				return nil, bad("child %d has a name longer than %d bytes", i, maxName)
 			}
 			if seen[name] {
 				return nil, bad("it has two columns named %q", name)
@@ -125,9 +209,9 @@ func typeOf(s *C.struct_ArrowSchema, path string, depth int) (arrow.DataType, er
 	if _, number := element.(arrow.FixedWidthDataType); !number {
 		return nil, bad("it is a list of %s, but lists hold numbers or booleans here", element)
 	}
-	name, ok := cString(child.name, 256)
+	name, ok := cString(child.name, maxName)
 	if !ok {
-		return nil, bad("its child has a name longer than 256 bytes")
+		return nil, bad("its child has a name longer than %d bytes", maxName)
 	}
 	field := arrow.Field{Name: name, Type: element, Nullable: child.flags&C.ARROW_FLAG_NULLABLE != 0}
 	switch {
@@ -145,8 +229,8 @@ func typeOf(s *C.struct_ArrowSchema, path string, depth int) (arrow.DataType, er
 
 // checkArray makes sure that an array has what its type needs, and that its rows first to end-1 are what they may be. A slice
 // of a struct has its whole columns, of which no more is looked at than the slice: a row alone must not cost what the table does.
-func checkArray(a *C.struct_ArrowArray, t arrow.DataType, path string, first, end int64) error {
-	bad := func(format string, args ...any) error { return fail(Input, path+": "+format, args...) }
+func checkArray(a *C.struct_ArrowArray, t arrow.DataType, path columnPath, first, end int64) error {
+	bad := func(format string, args ...any) error { return fail(Input, path.String()+": "+format, args...) }
 	if a == nil || a.release == nil {
 		return bad("the ArrowArray is missing or was released before")
 	}
@@ -162,17 +246,17 @@ func checkArray(a *C.struct_ArrowArray, t arrow.DataType, path string, first, en
 	if a.dictionary != nil {
 		return bad("it has a dictionary, but its type has none")
 	}
-	wantBuffers, children := 2, []arrow.Field(nil)
+	wantBuffers, children := 2, 0
 	var width int64 // bytes of one element of the second buffer; 0: bits
 	switch t := t.(type) {
 	case *arrow.StructType:
-		wantBuffers, children = 1, t.Fields()
+		wantBuffers, children = 1, t.NumFields()
 	case *arrow.FixedSizeListType:
-		wantBuffers, children = 1, []arrow.Field{t.ElemField()}
+		wantBuffers, children = 1, 1
 	case *arrow.ListType:
-		children, width = []arrow.Field{t.ElemField()}, 4
+		children, width = 1, 4
 	case *arrow.LargeListType:
-		children, width = []arrow.Field{t.ElemField()}, 8
+		children, width = 1, 8
 	case *arrow.StringType:
 		wantBuffers, width = 3, 4
 	case *arrow.LargeStringType:
@@ -195,24 +279,21 @@ func checkArray(a *C.struct_ArrowArray, t arrow.DataType, path string, first, en
 	if wantBuffers > 1 && width > 1 && length > 0 && uintptr(buffers[1])%uintptr(width) != 0 {
 		return bad("its values are not aligned to %d bytes; copy the column first", width)
 	}
-	if int64(a.n_children) != int64(len(children)) || (len(children) > 0 && a.children == nil) {
-		return bad("%s has %d children, but must have %d", t, int64(a.n_children), len(children))
+	if int64(a.n_children) != int64(children) || (children > 0 && a.children == nil) {
+		return bad("%s has %d children, but must have %d", t, int64(a.n_children), children)
 	}
-	var childArrays []*C.struct_ArrowArray
-	if len(children) > 0 {
-		childArrays = unsafe.Slice(a.children, len(children))
-	}
+	childArrays := unsafe.Slice(a.children, children)
 	first, end = offset+first, offset+end // in its buffers, and in the columns of a struct
-	for i, field := range children {
-		child, name := childArrays[i], path+"[]"
+	for i, child := range childArrays {
+		field, at := childField(t, i), columnPath{above: &path}
 		var from, to int64 // of lists' values, which are numbers, no one needs a look
 		if _, isStruct := t.(*arrow.StructType); isStruct {
-			name, from, to = path+"."+field.Name, first, end
+			at.name, from, to = field.Name, first, end
 			if child != nil && child.release != nil && int64(child.length) < end {
 				return bad("column %s has %d rows, but %d are needed", field.Name, int64(child.length), end)
 			}
 		}
-		if err := checkArray(child, field.Type, name, from, to); err != nil {
+		if err := checkArray(child, field.Type, at, from, to); err != nil {
 			return err
 		}
 	}
@@ -234,6 +315,14 @@ func checkArray(a *C.struct_ArrowArray, t arrow.DataType, path string, first, en
 		return checkText((*int64)(buffers[1]), first, end, buffers[2], bad)
 	}
 	return nil
+}
+
+// childField is the field of the i-th child of a struct, or of a list's values.
+func childField(t arrow.DataType, i int) arrow.Field {
+	if list, ok := t.(arrow.ListLikeType); ok {
+		return list.ElemField()
+	}
+	return t.(*arrow.StructType).Field(i)
 }
 
 // checkText is checkOffsets for strings, whose bytes have no length of their own.

@@ -251,17 +251,22 @@ func logColumns(threads int, logs ...*logBuilder) *column {
 	logpColumn, logp := newColumn[float32]("logp", arrow.PrimitiveTypes.Float32, n)
 	bandColumn, band := newColumn[int32]("band", arrow.PrimitiveTypes.Int32, n)
 	err := inParallel(threads, len(logs), func(p int) error {
-		l, i := logs[p], starts[p]
-		for _, r := range l.rows {
-			for ; i < starts[p]+r.end; i++ {
-				e := &l.edits[i-starts[p]]
-				row[i], position[i] = int64(r.row), int64(r.offset)+int64(e.Pos)
-				old[i], newID[i] = int64(e.Old), int64(e.New)
+		at, done := starts[p], 0
+		for _, r := range logs[p].rows {
+			edits := logs[p].edits[done:r.end]
+			n := len(edits)
+			rows, positions, olds, news := row[at:][:n], position[at:][:n], old[at:][:n], newID[at:][:n]
+			logps, bands := logp[at:][:n], band[at:][:n]
+			for i := range edits {
+				e := &edits[i]
+				rows[i], positions[i], olds[i] = int64(r.row), int64(r.offset)+int64(e.Pos), int64(e.Old)
+				news[i] = int64(e.New)
 				if e.Action == editor.Drop {
-					newID[i] = dropped
+					news[i] = dropped
 				}
-				logp[i], band[i] = e.LogP, int32(e.Band)
+				logps[i], bands[i] = e.LogP, int32(e.Band)
 			}
+			at, done = at+n, r.end
 		}
 		return nil
 	})

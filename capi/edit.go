@@ -365,6 +365,8 @@ func (in *editInput) editNothing(drops bool) *editResult {
 // editTokens edits every row into new columns: the ids and, where there are labels, the labels.
 func editTokens[T tokenID](in *editInput, e *openEditor, ep editor.Epoch, values []T) (r *editResult, err error) {
 	w := &editing[T]{in: in, e: e, ep: ep, values: values, ids: newCopiedList(in.ids, in.rows, values)}
+	last := uint32(e.vocabulary - 1)
+	w.idsOnly = in.labels == nil && !e.drops && uint32(T(last)) == last
 	copies := []columnCopy{w.ids}
 	names := []string{"input_ids"}
 	if in.labels != nil {
@@ -445,6 +447,8 @@ type editing[T tokenID] struct {
 	values []T
 	ids    *copiedList[T]
 	labels columnCopy // nil where there are none
+	// Whether all that edits can do is to put other ids in their places, which are of a type that holds every id.
+	idsOnly bool
 }
 
 // edit edits rows from..to-1.
@@ -474,6 +478,10 @@ func (w *editing[T]) edit(from, to int, s *scratch) error {
 // apply makes the planned edits in row i, whose tokens are in s.doc.
 func (w *editing[T]) apply(i int, s *scratch) error {
 	ids := w.ids.row(i)
+	if w.idsOnly && s.doc.real == nil {
+		editor.Apply(ids, s.plan.Edits)
+		return nil
+	}
 	for j := range s.plan.Edits {
 		edit := &s.plan.Edits[j]
 		at := int(s.doc.index(edit.Pos))

@@ -69,9 +69,12 @@ func listColumnOf(name string, t arrow.ListLikeType, length int, offsets buffer,
 	return c
 }
 
+// anyStruct stands for the type of a struct that goes out, which its columns make up.
+var anyStruct = arrow.StructOf()
+
 // structOf is a struct array of columns.
 func structOf(length int, columns ...*column) *column {
-	return &column{dataType: arrow.StructOf(), length: length, buffers: []buffer{{}}, children: columns}
+	return &column{dataType: anyStruct, length: length, buffers: []buffer{{}}, children: columns}
 }
 
 // markNulls makes nulls of some values.
@@ -132,6 +135,17 @@ func (c *column) free() {
 // outTypes are the formats that only go out.
 var outTypes = map[string]arrow.DataType{"g": arrow.PrimitiveTypes.Float64, "z": arrow.BinaryTypes.Binary}
 
+// simpleFormats are the formats of types without children.
+var simpleFormats = func() map[arrow.Type]string {
+	formats := make(map[arrow.Type]string)
+	for _, types := range []map[string]arrow.DataType{simpleTypes, outTypes} {
+		for f, t := range types {
+			formats[t.ID()] = f
+		}
+	}
+	return formats
+}()
+
 // format is the type's format string in the Arrow C data interface.
 func format(t arrow.DataType) string {
 	switch t := t.(type) {
@@ -144,14 +158,11 @@ func format(t arrow.DataType) string {
 	case *arrow.FixedSizeListType:
 		return fmt.Sprintf("+w:%d", t.Len())
 	}
-	for _, types := range []map[string]arrow.DataType{simpleTypes, outTypes} {
-		for f, simple := range types {
-			if simple.ID() == t.ID() {
-				return f
-			}
-		}
+	f, ok := simpleFormats[t.ID()]
+	if !ok {
+		panic("no format for " + t.String())
 	}
-	panic("no format for " + t.String())
+	return f
 }
 
 // export fills two empty C structures. The column's memory is theirs afterwards, or free.

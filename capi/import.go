@@ -36,7 +36,7 @@ func importBatch(arrayAddr, schemaAddr Address) (*arrowBatch, error) {
 	if arrayAddr == 0 || schemaAddr == 0 {
 		return nil, fail(Input, "the batch's ArrowArray or ArrowSchema is a null pointer")
 	}
-	dt, err := typeOf(schemaAt(schemaAddr), "batch", 0)
+	dt, err := batchType(schemaAt(schemaAddr))
 	if err != nil {
 		return nil, err
 	}
@@ -46,12 +46,12 @@ func importBatch(arrayAddr, schemaAddr Address) (*arrowBatch, error) {
 	}
 	foreign := arrayAt(arrayAddr)
 	rows := int64(foreign.length)
-	if err := checkArray(foreign, t, "batch", 0, rows); err != nil {
+	if err := checkArray(foreign, t, columnPath{name: "batch"}, 0, rows); err != nil {
 		return nil, err
 	}
 	batch := &arrowBatch{rows: int(foreign.length), types: make(map[string]arrow.DataType, t.NumFields()), columns: make(map[string]arrow.Array, t.NumFields())}
-	for _, f := range t.Fields() {
-		batch.types[f.Name] = f.Type
+	for i := range t.NumFields() {
+		batch.types[t.Field(i).Name] = t.Field(i).Type
 	}
 	if batch.rows == 0 {
 		return batch, nil
@@ -60,8 +60,8 @@ func importBatch(arrayAddr, schemaAddr Address) (*arrowBatch, error) {
 	if i := firstNull(columns, 0, batch.rows); i >= 0 {
 		return nil, fail(Input, "row %d: the whole row is null; a record batch has no such rows", i)
 	}
-	for i, f := range t.Fields() {
-		batch.columns[f.Name] = columns.Field(i)
+	for i := range t.NumFields() {
+		batch.columns[t.Field(i).Name] = columns.Field(i)
 	}
 	return batch, nil
 }
@@ -100,18 +100,11 @@ func view(a *C.struct_ArrowArray, t arrow.DataType, rows int64) arrow.ArrayData 
 		}
 	}
 	bytes(0, (end+7)/8)
-	var fields []arrow.Field
 	switch t := t.(type) {
-	case *arrow.StructType:
-		fields = t.Fields()
 	case *arrow.ListType:
-		fields = []arrow.Field{t.ElemField()}
 		bytes(1, 4*(end+1))
 	case *arrow.LargeListType:
-		fields = []arrow.Field{t.ElemField()}
 		bytes(1, 8*(end+1))
-	case *arrow.FixedSizeListType:
-		fields = []arrow.Field{t.ElemField()}
 	case *arrow.StringType:
 		bytes(1, 4*(end+1))
 		bytes(2, lastOffset((*int32)(foreign[1]), rows, end))
@@ -121,15 +114,13 @@ func view(a *C.struct_ArrowArray, t arrow.DataType, rows int64) arrow.ArrayData 
 	case arrow.FixedWidthDataType:
 		bytes(1, (end*int64(t.BitWidth())+7)/8)
 	}
-	children := make([]arrow.ArrayData, len(fields))
-	if len(fields) > 0 {
-		for i, child := range unsafe.Slice(a.children, len(fields)) {
-			ofChild := int64(child.length)
-			if _, isStruct := t.(*arrow.StructType); isStruct {
-				ofChild = end
-			}
-			children[i] = view(child, fields[i].Type, ofChild)
+	children := make([]arrow.ArrayData, int(a.n_children))
+	for i, child := range unsafe.Slice(a.children, len(children)) {
+		ofChild := int64(child.length)
+		if _, isStruct := t.(*arrow.StructType); isStruct {
+			ofChild = end
 		}
+		children[i] = view(child, childField(t, i).Type, ofChild)
 	}
 	nulls := int(a.null_count)
 	switch {

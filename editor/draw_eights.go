@@ -1,5 +1,7 @@
 package editor
 
+import "math"
+
 // drawEights decides candidates from the c-th on, stops at one that is not of
 // the common kind (eights.go) or whose weights come near to vanishing, and
 // returns its number, for drawOne. The additions are those of drawOne, in the
@@ -127,12 +129,11 @@ func (e *Editor) drawNuclei(d *Document, plan *Plan, c int, counts *Counts) int 
 		if !x.read(&plan.eights[c], e.weights, exclude) {
 			break
 		}
+		// Whether a nucleus is known is much like chance, and is found out late: a branch there would be as expensive as all
+		// the rest. So what is not known is decided like the others, and counts for nothing.
 		size, known := e.nucleus.ofEight(&x, s, j, plan.own[c*e.nucleus.exponentials:])
-		if !known {
-			counts.Truncated++
-			continue
-		}
 		if size == 1 && exclude {
+			counts.Truncated += int64(1 - known)
 			continue // nothing to draw from
 		}
 		total := r[(size-1)&7]
@@ -142,10 +143,10 @@ func (e *Editor) drawNuclei(d *Document, plan *Plan, c int, counts *Counts) int 
 		u := uniform(plan.words[c])
 		keep := r[0] / total
 		target := float64(u * total)
-		changed := target >= r[0]
+		changed := known & atLeast(target, r[0])
 		if tries > 0 {
 			keep = power(keep, tries)
-			if changed = u >= keep; changed {
+			if changed = known & atLeast(u, keep); changed != 0 {
 				x.addUp(0)
 				total = r[(size-1)&7]
 				target = float64((u - keep) / (1 - keep) * total)
@@ -154,8 +155,9 @@ func (e *Editor) drawNuclei(d *Document, plan *Plan, c int, counts *Counts) int 
 				}
 			}
 		}
-		counts.Expected += 1 - keep
-		if changed {
+		counts.Truncated += int64(1 - known)
+		counts.Expected += math.Float64frombits(math.Float64bits(1-keep) & -uint64(known))
+		if changed != 0 {
 			n := 1 + atLeast(target, r[1]) + atLeast(target, r[2]) + atLeast(target, r[3]) +
 				atLeast(target, r[4]) + atLeast(target, r[5]) + atLeast(target, r[6])
 			edits[changes] = e.editOf(d, j, n)

@@ -86,19 +86,27 @@ func (n *nucleus) size(ids []int32, logp []float32, weights []float64, old uint3
 }
 
 // ofEight is size for stored position j, where the old id is the first of eight choices, of which those behind the k-th weigh
-// nothing. own are the old id's exponentials.
-func (n *nucleus) ofEight(x *choices, s *Scores, j int, own []float64) (int, bool) {
+// nothing. own are the old id's exponentials. Known is 1 or 0, for those who want no branch that depends on it.
+func (n *nucleus) ofEight(x *choices, s *Scores, j int, own []float64) (size, known int) {
 	if n.temperature == 1 {
 		if keyOf(s.LogP[s.TopPos[j]]) < n.alone {
-			return 1, true
+			return 1, 1
 		}
 		size, reached, _ := x.reach(own[0], n.p, 0)
-		return size, reached >= n.p
+		return size, atLeast(reached, n.p)
 	}
 	i, plain := x.index, n.plain
 	mass := own[0] + plain[i[1]] + plain[i[2]] + plain[i[3]] + plain[i[4]] + plain[i[5]] + plain[i[6]] + plain[i[7]]
 	size, reached, least := x.reach(own[1], 0, n.p)
-	return size, reached >= float64(n.p*(least+n.rest(1-mass, float64(s.TopLogP[j*s.K+n.k-1])))) && least >= leastSum
+	most := least
+	if r := 1 - mass; r > 0 {
+		if n.temperature > 1 {
+			most += n.restAbove1(r)
+		} else {
+			most += n.restBelow1(r, float64(s.TopLogP[j*s.K+n.k-1]))
+		}
+	}
+	return size, atLeast(reached, float64(n.p*most)) & atLeast(least, leastSum)
 }
 
 // reach adds up first and the weights but the first. It returns how many it takes to reach value + share of the sum of all, what
@@ -146,11 +154,23 @@ func (n *nucleus) rest(r, last float64) float64 {
 	case r <= 0:
 		return 0
 	case n.temperature < 1:
-		// q**(1/T) = q * q**(1/T-1), and the second factor is largest for the last.
-		return float64(r * expNeg(float64(last*(1/n.temperature-1))))
+		return n.restBelow1(r, last)
 	}
+	return n.restAbove1(r)
+}
+
+// restBelow1 is rest below temperature 1, of r > 0.
+func (n *nucleus) restBelow1(r, last float64) float64 {
+	// q**(1/T) = q * q**(1/T-1), and the second factor is largest for the last.
+	return float64(r * expNeg(float64(last*(1/n.temperature-1))))
+}
+
+// restAbove1 is rest above temperature 1, of r > 0.
+func (n *nucleus) restAbove1(r float64) float64 {
 	// The sum of q**(1/T) over N tokens is largest where all have r/N: N**(1-1/T) * r**(1/T). With r = m * 2**-e and m in
 	// [1, 2), m**(1/T) <= 1 + (m-1)/T (Bernoulli).
-	f, e := math.Frexp(r)
-	return float64(n.powers[min(1-e, len(n.powers)-1)] * (1 + (2*f-1)/n.temperature))
+	const one = 1023 // the exponent of 1
+	b := math.Float64bits(r)
+	m := math.Float64frombits(b&(1<<52-1) | one<<52)
+	return float64(n.powers[min(one-uint(b>>52), uint(len(n.powers)-1))] * (1 + (m-1)/n.temperature))
 }

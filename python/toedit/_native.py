@@ -190,7 +190,7 @@ def _warn_if_stale(path: Path) -> None:
         return
     sources = [root / "go.mod", root / "gobridge" / "symbols.map"]
     for folder in ("editor", "capi", "gobridge"):
-        sources += (file for file in (root / folder).rglob("*") if file.suffix in (".go", ".c", ".h"))
+        sources += (file for file in (root / folder).rglob("*") if file.suffix in (".go", ".c", ".h", ".s"))
     newest = max((file for file in sources if not file.name.endswith("_test.go")), key=lambda file: file.stat().st_mtime)
     if newest.stat().st_mtime > path.stat().st_mtime:
         warnings.warn(

@@ -255,7 +255,7 @@ def samplers(prior: toedit.Prior) -> None:
         for count in ("dropped", "masked", "truncated"):
             if getattr(counts, count):
                 what += f", {getattr(counts, count):,} {count}"
-        report(f"{name}: {what}", take_turns(peers, 30, 10), 64 * 512, "toedit")
+        report(f"{name}: {what}", take_turns(peers, 40, 20), 64 * 512, "toedit")
 
 
 TIMES = 10
