@@ -125,17 +125,18 @@ func keptColumn(list *listColumn, rows int, removed []place) *column {
 	for row := range rows {
 		start, end := list.row(row)
 		at := 0
-		upTo := func(limit int) {
-			for ; at < limit; at++ {
-				kept[to] = int32(at)
-				to++
+		for at <= end-start {
+			limit := end - start
+			if len(removed) > 0 && removed[0].row == row {
+				limit, removed = removed[0].at, removed[1:]
 			}
+			run := kept[to:][:limit-at]
+			for i := range run {
+				run[i] = int32(at + i)
+			}
+			to += len(run)
+			at = limit + 1
 		}
-		for ; len(removed) > 0 && removed[0].row == row; removed = removed[1:] {
-			upTo(removed[0].at)
-			at++
-		}
-		upTo(end - start)
 		ends[row] = to
 	}
 	offsets := newOffsets[int64](rows, func(row int) int { return ends[row] })

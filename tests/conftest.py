@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import subprocess
 import sys
 import tarfile
@@ -23,6 +24,12 @@ import toedit
 collect_ignore = ["example_repository"]
 
 _PASSED = pytest.StashKey[bool]()
+
+
+def pytest_configure() -> None:
+    # A shell's jobs in the background ignore Ctrl-C, and so would what tests start and interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

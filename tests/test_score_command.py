@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
+import helpers
 import toedit
 from toedit import _sources
 from toedit.__main__ import main
@@ -370,6 +371,30 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     assert process.returncode == 130, error
     assert error.splitlines()[-1] == "toedit score: interrupted"
     assert output == ""
+    assert left(tmp_path) == {"in.jsonl"}
+
+
+def test_a_ctrl_c_that_python_drops_is_not_lost(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"input_ids": list(range(1 + n, 401 + n))}) + "\n" for n in range(300)))
+    code = f"""
+import os, signal, sys
+from toedit import score_files
+from toedit.__main__ import main
+prepare = score_files._parts
+class Dropping:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000): pass
+def parts(prepared):
+    Dropping()  # what is raised in its destructor goes nowhere
+    return prepare(prepared)
+score_files._parts = parts
+sys.exit(main(["score", {str(source)!r}, "-o", {str(tmp_path / "out.parquet")!r}, "--prior", "builtin"]))
+"""
+    done = helpers.python(code, check=False)
+    assert "Exception ignored" in done.stderr
+    assert done.returncode == 130, done.stderr
     assert left(tmp_path) == {"in.jsonl"}
 
 

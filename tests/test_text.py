@@ -129,7 +129,7 @@ def test_bytes_outside_of_the_edited_tokens_stay(family: Family) -> None:
         for e in edits:
             old = text.encode()[e["start"] : e["end"]].replace("▁".encode(), b" ")  # this one is read as a space
             want = spelled[e["old"]]
-            if family.name in ("nfkc", "uncased"):
+            if family.name in ("nfkc", "uncased", "bert"):
                 old.decode()  # whole characters, not yet normalised
             else:
                 assert old in (want, want.removeprefix(b" "))

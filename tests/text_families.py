@@ -1,4 +1,5 @@
-"""Tokenizers of the three kinds, trained on the help texts that every Python carries, as their models' files have them."""
+"""Tokenizers of the three kinds, trained on the help texts that every Python carries, as their models' files have them; and one
+that was published."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 import helpers
@@ -71,6 +73,15 @@ def wordpiece(lowercase: bool) -> Tokenizer:
     return tokenizer
 
 
+def bert() -> Tokenizer:
+    """BERT's own file, where this machine has it."""
+    hub = pytest.importorskip("huggingface_hub")
+    found = hub.try_to_load_from_cache("google-bert/bert-base-uncased", "tokenizer.json")
+    if not isinstance(found, str):
+        pytest.skip("tokenizer.json of google-bert/bert-base-uncased is not in the Hugging Face cache")
+    return Tokenizer.from_file(found)
+
+
 FAMILIES: dict[str, Callable[[], Tokenizer]] = {
     "byte-level": byte_level,
     "unigram": unigram,
@@ -78,6 +89,7 @@ FAMILIES: dict[str, Callable[[], Tokenizer]] = {
     "llama": llama,
     "wordpiece": lambda: wordpiece(lowercase=False),
     "uncased": lambda: wordpiece(lowercase=True),
+    "bert": bert,
 }
 
 

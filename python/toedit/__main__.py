@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
 
 from toedit._errors import Error
 from toedit._version import __version__
 
 __all__ = ["main"]
+
+# Imported when they are asked for: an export needs what scoring does not.
+_COMMANDS = {"export": "toedit.export", "score": "toedit.score_files", "store": "toedit.store", "demo": "toedit.demo"}
 
 _USAGE = f"""\
 toedit {__version__}: token-level editing of training text
@@ -20,27 +29,43 @@ toedit {__version__}: token-level editing of training text
 toedit COMMAND --help tells more."""
 
 
+@contextlib.contextmanager
+def _remembering_interrupts() -> Iterator[None]:
+    """Python drops an exception here and there, as where it finalizes an object, and with it a Ctrl-C that comes just then.
+    What waits for scores therefore asks whether there was one."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # ignored, or another's business
+        return
+    from toedit.prior import waiting
+
+    came = threading.Event()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        came.set()
+        signal.default_int_handler(number, frame)
+
+    def check() -> None:
+        if came.is_set():
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handler)
+    waiting.check = check
+    try:
+        yield
+    finally:
+        waiting.check = None
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     arguments = sys.argv[1:] if argv is None else argv
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     try:
-        if command == "export":
-            from toedit import export
-
-            return int(export.main(rest) or 0)
-        if command == "score":
-            from toedit import score_files
-
-            return score_files.main(rest)
-        if command == "store":
-            from toedit import store
-
-            return store.main(rest)
-        if command == "demo":
-            from toedit import demo
-
-            return demo.main(rest)
+        if command in _COMMANDS:
+            with _remembering_interrupts():
+                return int(importlib.import_module(_COMMANDS[command]).main(rest) or 0)
     except Error as error:
         print(f"toedit {command}: {error}", file=sys.stderr)
         return 1

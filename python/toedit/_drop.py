@@ -48,20 +48,23 @@ def follow(batch: Batch, container: Any, ids: pa.Array, kept: pa.Array, names: l
     Raises:
         InputError: one of them cannot follow.
     """
+    columns = {name: batch.get(container, name) for name in names}
+    rows = {name: lengths for name, values in columns.items() if (lengths := _row_lengths(values)) is not None}
+    if not rows:  # most batches; what follows looks at every token
+        return {}
     lengths = pc.list_value_length(ids)
     shorter = not lengths.cast(pa.int64()).equals(pc.list_value_length(kept).cast(pa.int64()))
     comes_back = pc.any(pc.less(kept.flatten(), 0)).as_py()
-    columns = {}
-    for name in names:
-        values = batch.get(container, name)
-        if (shorter or comes_back) and _row_lengths(values) == lengths.to_pylist():
-            if comes_back and name not in _CAME_BACK:
-                raise InputError(
-                    f"column {name!r} has a value for each token, but the log has none for tokens that come back; take the "
-                    "column out"
-                )
-            columns[name] = _take(values, kept, name, _CAME_BACK[name] if comes_back else None)
-    return columns
+    if not (shorter or comes_back):
+        return {}
+    follows = [name for name, of_rows in rows.items() if of_rows == lengths.to_pylist()]
+    for name in follows:
+        if comes_back and name not in _CAME_BACK:
+            raise InputError(
+                f"column {name!r} has a value for each token, but the log has none for tokens that come back; take the "
+                "column out"
+            )
+    return {name: _take(columns[name], kept, name, _CAME_BACK[name] if comes_back else None) for name in follows}
 
 
 def _row_lengths(values: Any) -> list[int | None] | None:

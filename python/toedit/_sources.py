@@ -166,8 +166,9 @@ _TEXT = ("txt",)
 def _lines(path: Path, newline: str = "\n") -> Iterator[tuple[str, float]]:
     """The lines of a file without their ends, and the share of the file that was read so far."""
     size = max(path.stat().st_size, 1)
-    with path.open("rb") as raw:
-        for line in io.TextIOWrapper(_decompressed(path, raw), encoding="utf-8", newline=newline):
+    # Both are closed here: where Python finds an open file that nobody holds, it drops an exception, and so a Ctrl-C.
+    with path.open("rb") as raw, io.TextIOWrapper(_decompressed(path, raw), encoding="utf-8", newline=newline) as lines:
+        for line in lines:
             yield line.removesuffix("\n"), raw.tell() / size
 
 
