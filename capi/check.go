@@ -36,19 +36,24 @@ var simpleTypes = map[string]arrow.DataType{
 	"u": arrow.BinaryTypes.String, "U": arrow.BinaryTypes.LargeString,
 }
 
-// cString reads at most limit bytes. What is not UTF-8 is replaced: names end up in messages, and those become Python
-// strings.
-func cString(s *C.char, limit int) (string, bool) {
+// cBytes are the bytes of a C string in its own memory, none of a null pointer; false where they are more than limit.
+func cBytes(s *C.char, limit int) ([]byte, bool) {
 	if s == nil {
-		return "", true
+		return nil, true
 	}
 	bytes := unsafe.Slice((*byte)(unsafe.Pointer(s)), limit+1)
 	for i := range bytes {
 		if bytes[i] == 0 {
-			return strings.ToValidUTF8(string(bytes[:i]), "\uFFFD"), true
+			return bytes[:i], true
 		}
 	}
-	return "", false
+	return nil, false
+}
+
+// cString is a copy of a C string. What is not UTF-8 is replaced: names end up in messages, and those become Python strings.
+func cString(s *C.char, limit int) (string, bool) {
+	bytes, ok := cBytes(s, limit)
+	return strings.ToValidUTF8(string(bytes), "\uFFFD"), ok
 }
 
 // columnPath says where a column stands. It becomes text only where there is something to say about it.
@@ -97,29 +102,19 @@ func batchType(s *C.struct_ArrowSchema) (arrow.DataType, error) {
 	return t, err
 }
 
-// appendSchema appends all of a schema that its type depends on. It is false where typeOf finds something wrong before it looks
-// at formats.
+// appendSchema appends all of a schema that its type depends on; false where that cannot be read.
 func appendSchema(to []byte, s *C.struct_ArrowSchema, depth int) ([]byte, bool) {
 	if s == nil || s.release == nil || s.dictionary != nil || depth > maxDepth || s.n_children < 0 || s.n_children > maxColumns ||
 		s.n_children > 0 && s.children == nil {
 		return nil, false
 	}
-	for _, text := range [...]struct {
-		bytes *C.char
-		limit int
-	}{{s.format, maxFormat}, {s.name, maxName}} {
-		length := 0
-		if text.bytes != nil {
-			bytes := unsafe.Slice((*byte)(unsafe.Pointer(text.bytes)), text.limit+1)
-			for bytes[length] != 0 {
-				if length++; length > text.limit {
-					return nil, false
-				}
-			}
-			to = append(to, bytes[:length]...)
-		}
-		to = append(to, 0)
+	format, short := cBytes(s.format, maxFormat)
+	name, alsoShort := cBytes(s.name, maxName)
+	if !short || !alsoShort {
+		return nil, false
 	}
+	to = append(append(to, format...), 0)
+	to = append(append(to, name...), 0)
 	to = append(to, byte(s.n_children), byte(s.flags&C.ARROW_FLAG_NULLABLE))
 	if s.n_children > 0 {
 		for _, child := range unsafe.Slice(s.children, int(s.n_children)) {

@@ -108,5 +108,5 @@ def model() -> transformers.PreTrainedModel:
 for way in sys.argv[4:]:
     {"loop": loop, "trainer": trainer, "sft": sft}[way]()
 (out / f"{os.environ['RANK']}.json").write_text(json.dumps(seen))
-# Left to the interpreter's end, a thread of gloo that lets go of a tensor just then aborts the process, one time in a hundred.
+# As torch asks. Where that was left to the interpreter's end, it aborted some one run in a hundred.
 torch.distributed.destroy_process_group()

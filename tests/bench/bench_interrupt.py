@@ -56,6 +56,8 @@ def interrupted(make: str, what: str, workers: int) -> float:
 
 
 def main() -> None:
+    # A shell's jobs in the background ignore Ctrl-C, and so would the processes here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"Ctrl-C, seconds from the signal to the end of the process. {machine()}")
     peers = {
         f"{what}, {workers} workers": (EDITED, what, workers)
