@@ -98,14 +98,7 @@ func (n *nucleus) ofEight(x *choices, s *Scores, j int, own []float64) (size, kn
 	i, plain := x.index, n.plain
 	mass := own[0] + plain[i[1]] + plain[i[2]] + plain[i[3]] + plain[i[4]] + plain[i[5]] + plain[i[6]] + plain[i[7]]
 	size, reached, least := x.reach(own[1], 0, n.p)
-	most := least
-	if r := 1 - mass; r > 0 {
-		if n.temperature > 1 {
-			most += n.restAbove1(r)
-		} else {
-			most += n.restBelow1(r, float64(s.TopLogP[j*s.K+n.k-1]))
-		}
-	}
+	most := least + n.rest(1-mass, float64(s.TopLogP[j*s.K+n.k-1]))
 	return size, atLeast(reached, float64(n.p*most)) & atLeast(least, leastSum)
 }
 
@@ -154,19 +147,9 @@ func (n *nucleus) rest(r, last float64) float64 {
 	case r <= 0:
 		return 0
 	case n.temperature < 1:
-		return n.restBelow1(r, last)
+		// q**(1/T) = q * q**(1/T-1), and the second factor is largest for the last.
+		return float64(r * expNeg(float64(last*(1/n.temperature-1))))
 	}
-	return n.restAbove1(r)
-}
-
-// restBelow1 is rest below temperature 1, of r > 0.
-func (n *nucleus) restBelow1(r, last float64) float64 {
-	// q**(1/T) = q * q**(1/T-1), and the second factor is largest for the last.
-	return float64(r * expNeg(float64(last*(1/n.temperature-1))))
-}
-
-// restAbove1 is rest above temperature 1, of r > 0.
-func (n *nucleus) restAbove1(r float64) float64 {
 	// The sum of q**(1/T) over N tokens is largest where all have r/N: N**(1-1/T) * r**(1/T). With r = m * 2**-e and m in
 	// [1, 2), m**(1/T) <= 1 + (m-1)/T (Bernoulli).
 	const one = 1023 // the exponent of 1
