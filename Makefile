@@ -32,7 +32,7 @@ define runtime_for_3_10
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 11))' || exit 0; \
 	$(BIN)/python -m pip install -q --no-deps --ignore-requires-python --only-binary=:all: --python-version 3.11 \
 		--platform manylinux_2_28_$$(uname -m) --upgrade \
-		--target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" 'onnxruntime>=1.27,<1.34'
+		--target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" 'onnxruntime>=1.31,<1.34'
 endef
 
 # Three steps: an environment with Go in it, the package with what it runs with, the rest. mosaicml-streaming asks for transformers

@@ -46,9 +46,9 @@ func openRuntime(path string) error {
 	return nil
 }
 
-// oldestMajor.oldestMinor is the first version that opens the graphs of priors: before it, GroupQueryAttention had to have
-// outputs that nothing reads.
-const oldestMajor, oldestMinor = 1, 27
+// oldestMajor.oldestMinor is the first version that runs the graphs of priors: those before it divide by zero, which ends the
+// process, when TopK gets no rows, as it does where no token of a run is wanted.
+const oldestMajor, oldestMinor = 1, 31
 
 func recent(version string) bool {
 	var major, minor int

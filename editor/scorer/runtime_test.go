@@ -57,7 +57,7 @@ func TestRuntimesThatCannotBeUsed(t *testing.T) {
 
 func TestRecentVersions(t *testing.T) {
 	for version, want := range map[string]bool{
-		"1.27.0": true, "1.27": true, "1.100.1": true, "2.0.0": true, "1.26.9": false, "1.3.0": false, "0.99.0": false, "": false, "new": false,
+		"1.31.0": true, "1.31": true, "1.100.1": true, "2.0.0": true, "1.30.0": false, "1.4.0": false, "0.99.0": false, "": false, "new": false,
 	} {
 		assert.Equal(t, want, recent(version), version)
 	}

@@ -20,7 +20,7 @@ _MISSING = (
 _MISSING_ON_3_10 = (
     "scoring needs ONNX Runtime, which has no wheel for Python 3.10 that is new enough. The library of 3.11's wheel works: "
     "pip install --no-deps --ignore-requires-python --only-binary=:all: --python-version 3.11 --platform manylinux_2_28_x86_64 "
-    "--target SITE_PACKAGES 'onnxruntime>=1.27,<1.34' (SITE_PACKAGES: this environment's folder of packages). Editing from "
+    "--target SITE_PACKAGES 'onnxruntime>=1.31,<1.34' (SITE_PACKAGES: this environment's folder of packages). Editing from "
     "stored scores works without it."
 )
 
