@@ -1,9 +1,11 @@
-"""The graph of a prior: its head in chunks, one fused attention a layer, every weight once."""
+"""The graph of a prior: its head in chunks, one fused attention a layer, in blocks for long rows, every weight once."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +24,9 @@ pytest.importorskip(
 import onnx
 import onnxruntime
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PhiConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, PhiConfig, Qwen2Config
 
-from toedit import _chunks, _graph, _int8
+from toedit import _blocks, _chunks, _graph, _int8
 from toedit.export import FP32_TOLERANCE, _quiet
 
 VOCAB = _chunks.LARGE_VOCAB
@@ -37,7 +39,7 @@ SMALL: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "intermediate_size": 96,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 640,
     # the beginnings that transformers gives leave ln P all alike
     "initializer_range": 0.2,
 }
@@ -46,9 +48,17 @@ CONFIGS: dict[str, Any] = {
     # heads of 12 are not for GroupQueryAttention
     "llama with Attention": LlamaConfig(**{**SMALL, "hidden_size": 48}, tie_word_embeddings=False),
     "qwen2": Qwen2Config(**SMALL, tie_word_embeddings=False),
-    "gpt2": GPT2Config(vocab_size=VOCAB, n_positions=256, n_embd=64, n_layer=LAYERS, n_head=4, initializer_range=0.2),
+    "gpt2": GPT2Config(vocab_size=VOCAB, n_positions=640, n_embd=64, n_layer=LAYERS, n_head=4, initializer_range=0.2),
     # soft caps behind the output embedding, and a bias there
-    "gemma2": Gemma2Config(**SMALL, head_dim=16, final_logit_softcapping=5.0, query_pre_attn_scalar=16),
+    "gemma2": Gemma2Config(
+        **SMALL,
+        head_dim=16,
+        final_logit_softcapping=5.0,
+        query_pre_attn_scalar=16,
+        attn_logit_softcapping=2.0,
+        sliding_window=90,
+    ),
+    "mistral": MistralConfig(**SMALL, sliding_window=70),
     "phi": PhiConfig(**{**SMALL, "num_key_value_heads": 4}),
 }
 
@@ -76,11 +86,12 @@ def _forget() -> Iterator[None]:
     _made.clear()
 
 
-def graph_of(name: str, dtype: str, logits_bytes: int = EIGHT_ROWS) -> Any:
+def graph_of(name: str, dtype: str, logits_bytes: int = EIGHT_ROWS, *, blocks: bool = True) -> Any:
     proto = _graph.pack_attention(onnx.load_from_string(traced(name)[1]))
     if dtype == "int8":
         proto = _int8.to_int8(proto)
-    return _graph.add_outputs(proto, logits_bytes=logits_bytes)
+    proto = _graph.add_outputs(proto, logits_bytes=logits_bytes)
+    return _blocks.cut(proto) if blocks else proto
 
 
 def open_graph(proto: Any, threads: int = 1) -> onnxruntime.InferenceSession:
@@ -219,8 +230,9 @@ def test_every_weight_is_stored_once(name: str) -> None:
 def test_one_attention_node_a_layer_and_no_logits(name: str, dtype: str) -> None:
     proto = graph_of(name, dtype)
     count = Counter(n.op_type for n in _graph._all_nodes(proto.graph.node))
-    assert count["GroupQueryAttention"] == LAYERS
-    assert not {"Attention", "Softmax", "RotaryEmbedding", "Split"} & set(count)
+    # one for a run of short rows, or one for each block of a long one
+    assert (count["If"], count["GroupQueryAttention"], count["Split"]) == (LAYERS, LAYERS * (1 + _blocks.BLOCKS), LAYERS)
+    assert not {"Attention", "Softmax", "RotaryEmbedding"} & set(count)
     products = count["MatMul"] + count["Gemm"] + count["MatMulIntegerToFloat"]
     # queries, keys and values in one; what comes out of the attention; gate and up and down, or two in a GPT-2; the head
     assert products == LAYERS * (4 if name == "gpt2" else 5) + 1
@@ -246,6 +258,60 @@ def test_chunked_graphs_are_torch(name: str) -> None:
     best, best_ids = log_p.flatten(0, 1).topk(5, -1)
     np.testing.assert_allclose(top, best.numpy(), rtol=2**-11, atol=FP32_TOLERANCE)
     assert (top_ids == best_ids.numpy()).mean() > 0.99
+    whole_row = np.random.default_rng(6).integers(VOCAB, size=(1, 350))
+    with torch.inference_mode():
+        log_p = torch.log_softmax(model(input_ids=torch.tensor(whole_row[:, :-1])).logits.double(), -1)
+    long = log_p.gather(-1, torch.tensor(whole_row[:, 1:, None])).squeeze(-1).numpy()
+    assert np.abs(run(open_graph(graph_of(name, "fp32")), whole_row)[0] - long).max() <= FP32_TOLERANCE
     int8 = run(open_graph(graph_of(name, "int8")), ids)[0]
     spread = want.std()
     assert 0 < np.abs(int8 - want).mean() < 0.1 * spread
+
+
+# Attention in blocks
+
+
+def kernels(proto: Any, shape: tuple[int, int]) -> Counter[str]:
+    """How often each operator runs for a batch, by ONNX Runtime's own profile."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.log_severity_level = True, 3
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "run")
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        run(session, np.zeros(shape, dtype=np.int64))
+        events = json.loads(Path(session.end_profiling()).read_text())
+    return Counter(e["args"]["op_name"] for e in events if e["name"].endswith("kernel_time"))
+
+
+def test_long_rows_alone_are_cut() -> None:
+    proto = graph_of("llama", "fp32")
+    longest = _blocks.LONGEST_WHOLE
+    for shape, blocks in [((1, longest + 1), 1), ((1, longest + 2), _blocks.BLOCKS), ((2, longest + 2), 1)]:
+        assert kernels(proto, shape)["GroupQueryAttention"] == blocks * LAYERS, shape
+    assert (_blocks.are_in(proto), _blocks.are_in(graph_of("llama", "fp32", blocks=False))) == (True, False)
+    other = graph_of("llama with Attention", "fp32")
+    assert not _blocks.are_in(other)
+    assert kernels(other, (1, longest + 2))["Attention"] == LAYERS
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "gemma2", "mistral", "phi"])
+def test_blocks_change_no_bit(name: str, dtype: str) -> None:
+    proto = graph_of(name, dtype)
+    assert _blocks.are_in(proto)
+    blocks, threads, whole = open_graph(proto), open_graph(proto, 2), open_graph(graph_of(name, dtype, blocks=False))
+    rng = np.random.default_rng(2)
+    cut = [_blocks.LONGEST_WHOLE + n for n in (2, 3, 4, 5, 9)] + [300, 321, 415, 513, 601, 640]
+    for length in [2, 9, 33, 200, _blocks.LONGEST_WHOLE + 1, *cut]:
+        ids = rng.integers(VOCAB, size=(1, length))
+        want = [out.tobytes() for out in run(whole, ids)]
+        for session in (blocks, threads):
+            assert [out.tobytes() for out in run(session, ids)] == want, length
+    # a row that is whole by itself, padded to lengths at which it is cut, and beside another, where none is
+    for length in (20, 100, 200, 250):
+        row = rng.integers(VOCAB, size=length)
+        alone = of_row(run(blocks, row[None]), 0, length)
+        for width, neighbours in ((300, 0), (417, 0), (513, 0), (300, 1)):
+            batch = rng.integers(VOCAB, size=(1 + neighbours, width))
+            batch[0, :length] = row
+            assert of_row(run(blocks, batch), 0, length) == alone, (length, width, neighbours)

@@ -367,7 +367,7 @@ def attention_of(model: Any) -> str:
     """Names of the attention operators in the graph, joined with commas; ``decomposed`` if there is none."""
     found = {
         f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        for node in model.graph.node
+        for node in _all_nodes(model.graph.node)
         if node.op_type in ("GroupQueryAttention", "Attention")
     }
     return ",".join(sorted(found)) or "decomposed"

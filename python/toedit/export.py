@@ -23,7 +23,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from toedit import _chunks, _export_check, _graph, _int8
+from toedit import _blocks, _chunks, _export_check, _graph, _int8
 from toedit._errors import InputError, MissingDependencyError, PriorError
 from toedit._export_check import FP32_TOLERANCE
 from toedit._version import __version__
@@ -353,7 +353,7 @@ def _write_graph(
     for fused in (True, False):
         try:
             say("converting" if fused else "converting with the model's own attention")
-            proto = _graph.add_outputs(_trace(float_model, fused))
+            proto = _blocks.cut(_graph.add_outputs(_trace(float_model, fused)))
             say("checking against torch in float32")
             check, least = _checked(torch, float_model, proto, folder, rows, limit, exact=True)
             break
@@ -367,7 +367,7 @@ def _write_graph(
     if dtype == "int8":
         say("quantising, and measuring what that does")
         # Traced anew: a copy of the graph of before would take as much time, and memory at the wrong moment.
-        proto = _graph.add_outputs(_int8.to_int8(_trace(float_model, fused)))
+        proto = _blocks.cut(_graph.add_outputs(_int8.to_int8(_trace(float_model, fused))))
         check, least = _checked(torch, float_model, proto, folder, rows, limit, exact=False)
     elif dtype in _CUDA_DTYPES:
         say(f"converting in {_CUDA_DTYPES[dtype]}")
@@ -433,9 +433,11 @@ def _memory(network: Any, proto: Any, vocab: int) -> dict[str, int]:
     inner = int(getattr(config, "intermediate_size", 0) or 4 * width)
     heads = int(getattr(config, "num_attention_heads", 0) or 1)
     chunked = _graph.chunked(proto)
+    # Runs that stay whole have 512 positions at most, and little for each pair of them.
+    blocks = _blocks.BLOCKS if _blocks.are_in(proto) else 1
     return {
         "position": 4 * (8 * width + 3 * inner) + (0 if chunked else 8 * vocab),
-        "pair": 4 * heads,
+        "pair": -(-4 * heads // blocks),
         "fixed": 2 * _chunks.LOGITS_BYTES if chunked else 0,
     }
 

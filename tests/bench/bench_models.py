@@ -125,8 +125,10 @@ def profile(name: str, prior: toedit.Prior, rows: Ids, threshold: float) -> None
         events = json.loads(Path(session.end_profiling()).read_text())
     spent: Counter[str] = Counter()
     for event in events:
-        # a loop's time is that of the kernels in it
-        if event.get("cat") == "Node" and event["name"].endswith("kernel_time") and event["args"]["op_name"] != "Loop":
+        # the time of a loop, or of a choice, is that of the kernels in it
+        if event.get("cat") != "Node" or not event["name"].endswith("kernel_time"):
+            continue
+        if event["args"]["op_name"] not in ("Loop", "If"):
             spent[event["args"]["op_name"]] += event["dur"]
     whole = sum(spent.values())
     share = sum(spent[op] for op in PRODUCTS) / whole
