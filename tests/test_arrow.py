@@ -17,7 +17,7 @@ import pytest
 import helpers
 import oracle
 import toedit
-from toedit import _bridge
+from toedit import _arrow, _bridge
 
 polars = pytest.importorskip("polars")
 
@@ -304,6 +304,71 @@ def test_lists(editor: toedit.Editor, small_columns: Batch, expected: Rows) -> N
         assert edited["scores"] is scores
         assert edited["other"] is other
     assert ids == small_columns["input_ids"].to_pylist()  # not edited in place
+
+
+NO_IMPORT = """
+import sys
+
+class Absent:
+    looked_for = []
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("pandas", "dateutil"):
+            self.looked_for.append(name)
+            raise ModuleNotFoundError(name=name)
+
+sys.meta_path.insert(0, Absent())
+import pyarrow as pa, toedit
+from toedit import _arrow
+editor = toedit.Editor(toedit.Prior.builtin(), toedit.Policy(threshold=0.1))
+rows = [list(range(5, 60)), [], [7] * 30]
+batch = {"input_ids": rows, "labels": rows, "scores": editor.prior.score(rows, keep=editor.policy)}
+editor(batch)  # pyarrow looks for pandas once
+Absent.looked_for.clear()
+assert editor(batch)["input_ids"] != rows
+assert not Absent.looked_for, Absent.looked_for
+pa.array([0.5])  # what this would notice
+assert Absent.looked_for
+"""
+
+
+def test_lists_of_integers_need_no_import() -> None:
+    """Where pandas is missing, pyarrow tries to import something at every array of Python objects whose type it is not told."""
+    helpers.python(NO_IMPORT)
+
+
+def test_lists_come_back_as_pyarrow_makes_them() -> None:
+    halves = np.float32([0.1, 2.5, -1])
+    for column in (
+        pa.array([[1, 2], [], [3]]),
+        pa.array([[1, 2], [3], [4, 5, 6], []])[1:],
+        pa.array([[1, 2], [3], [4, 5, 6], []])[1:3],
+        pa.array([[1]])[:0],
+        pa.array([[1, 2], [3]], pa.large_list(pa.uint16()))[1:],
+        pa.array([[2**63]], pa.list_(pa.uint64())),
+        pa.array([halves.tolist()], pa.list_(pa.float32())),
+        pa.array([[1, None], None, []]),
+        pa.array([[True], ["a"]][:1]),
+        pa.array([["a"], []]),
+        pa.array([[[1]], []]),
+        pa.array([1, 2]),
+        pa.FixedSizeListArray.from_arrays(pa.array([1, 2, 3, 4]), 2),
+    ):
+        got, want = _arrow.to_lists(column), column.to_pylist()
+        assert got == want
+        assert [type(v) for row in got for v in (row or [] if isinstance(row, list) else [row])] == [
+            type(v) for row in want for v in (row or [] if isinstance(row, list) else [row])
+        ]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[[1, 2], []], [[]], [[-(2**63), 2**63 - 1]], [[True]], [[1.0]], [[1, None]], [[1], None], [["a"]], [[[1]]], [[b"a"], []]],
+)
+def test_lists_have_the_types_that_pyarrow_finds(rows: list[Any]) -> None:
+    array, back = _arrow.to_arrow(rows, "other")
+    want = pa.array(rows)
+    assert array.type == (pa.list_(pa.int64()) if pa.types.is_null(getattr(want.type, "value_type", None)) else want.type)
+    assert back(array) == rows
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16, np.uint32])

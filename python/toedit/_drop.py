@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from toedit._arrow import Batch, to_arrow
+from toedit._arrow import Batch, to_arrow, to_lists
 from toedit._cut import from_offsets
 from toedit._errors import InputError
 from toedit._pieces import offsets_of
@@ -91,7 +91,7 @@ def _is_polars(values: Any) -> bool:
 
 def _take(values: Any, kept: pa.Array, name: str, fill: int | None) -> Any:
     if isinstance(values, list) and fill is None:
-        return [_take_row(row, indexes) for row, indexes in zip(values, kept.to_pylist(), strict=True)]
+        return [_take_row(row, indexes) for row, indexes in zip(values, to_lists(kept), strict=True)]
     array, back = to_arrow(values, name)
     starts = array.offsets.to_numpy()
     # From indexes in the row to indexes in the values.

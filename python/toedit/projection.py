@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from toedit import _bridge
-from toedit._arrow import IDS
+from toedit._arrow import IDS, to_lists
 from toedit._errors import InputError
 from toedit._tokenizer import definition, plain_tokenizer
 
@@ -85,7 +85,7 @@ class Projection:
             {"text": texts.take(taken), "edited": edited.take(taken), IDS: ids.take(taken)},
             {"row": pa.array(row.astype(np.int64)), **{name: edits.column(name) for name in ("start", "end", "length")}},
         )
-        out = ids.to_pylist()
+        out = to_lists(ids)
         whole = self._fit(found, [out[i] for i in rows], out, rows)
         again = tokenise(self._tokenizer, edited.take(pa.array(whole, pa.int64())).to_pylist()).to_pylist()
         for i, tokens in zip(whole, again, strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from toedit import _arrow
-from toedit._arrow import IDS
+from toedit._arrow import IDS, to_lists
 from toedit._errors import InputError
 from toedit._tokenizer import plain_tokenizer
 from toedit.projection import Projection, place, tokenise
@@ -205,7 +205,7 @@ def _withhold(edited: Edited, ids: pa.Array, log: pa.RecordBatch, made: np.ndarr
         return edited
     kept = log.filter(pa.array(made))
     row, position, new = (_numpy(kept, name) for name in ("row", "position", "new"))
-    rows = edited[IDS].to_pylist()
+    rows = to_lists(edited[IDS])
     for i in np.unique(_numpy(log, "row")[~made]):
         tokens = ids[i].as_py()
         of_row = row == i
@@ -255,4 +255,4 @@ def _project(
     made = pa.array(_numpy(places, "made") == 1)
     edits = {"row": written.column("row"), **{name: places.column(name) for name in ("start", "end", "length")}}
     ids = projection(texts, edited, pa.RecordBatch.from_pydict(edits).filter(made), input_ids)
-    return ids if isinstance(container, (pa.Array, pa.ChunkedArray)) else ids.to_pylist()
+    return ids if isinstance(container, (pa.Array, pa.ChunkedArray)) else to_lists(ids)
