@@ -95,6 +95,7 @@ def open_batch(batch: Any) -> Batch:
     Raises:
         InputError: it is none of the kinds above.
     """
+    _bridge.pyarrow_imports()
     if isinstance(batch, (pa.Table, pa.RecordBatch)):
         return _open_table(batch, lambda table: table)
     if isinstance(batch, pa.StructArray):
@@ -252,6 +253,7 @@ def to_arrow(values: Any, name: str) -> tuple[pa.Array, Back]:
     Raises:
         InputError: its values have no common type, or one that no column has.
     """
+    _bridge.pyarrow_imports()
     if isinstance(values, pa.Array):
         return values, lambda a: a
     if isinstance(values, pa.ChunkedArray):
@@ -362,9 +364,9 @@ def _from_lists(rows: list[Any], name: str) -> tuple[pa.Array, Back]:
 def _integer_lists(rows: list[Any]) -> pa.Array | None:
     """Lists of integers as a list<int64> array, or None where they are anything else.
 
-    The columns of nearly every batch of Python objects. pyarrow would find the type by itself, in twice the time, and with an
-    import at every call that fails where there is no pandas: of that before pyarrow 18, of dateutil since. Such an import looks
-    into every folder of sys.path, and drops an interrupt that comes meanwhile.
+    The columns of nearly every batch of Python objects. pyarrow would find the type by itself, in twice the time, and where
+    there is no dateutil it tries to import that at every call: such an import looks into every folder of sys.path, and drops
+    an interrupt that comes meanwhile.
     """
     flat, ends = numbers("q"), np.zeros(len(rows) + 1, np.int64)
     try:
@@ -401,7 +403,7 @@ def to_lists(column: pa.Array) -> list[Any]:
 def _inferred(values: list[Any]) -> pa.Array:
     """Python objects in the type that pyarrow finds for them. For that it imports dateutil, at each call where there is
     none."""
-    with _bridge.importing:
+    with _bridge.no_fork:
         return pa.array(values)
 
 

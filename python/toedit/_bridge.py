@@ -15,12 +15,13 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from toedit import _native
 from toedit._errors import InputError, InternalError, translate
 
-__all__ = ["ArrowIn", "ArrowOut", "PerProcess", "call", "importing"]
+__all__ = ["ArrowIn", "ArrowOut", "PerProcess", "call", "no_fork", "pyarrow_imports"]
 
 T = TypeVar("T")
 
@@ -90,12 +91,14 @@ class ArrowIn(ArrowOut):
 
     def __init__(self, columns: dict[str, pa.Array]) -> None:
         super().__init__()
+        pyarrow_imports()
         (first, ids), *others = columns.items()
         for name, column in others:
             if len(column) != len(ids):
                 raise InputError(f"column {name} has {len(column)} rows, but {first} has {len(ids)}")
-        batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
-        batch._export_to_c(self.array, self.schema)
+        with no_fork:
+            batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+            batch._export_to_c(self.array, self.schema)
 
 
 # Two locks that a fork holds, so that it waits for what other threads do under them.
@@ -103,25 +106,39 @@ class ArrowIn(ArrowOut):
 # Opening: a child shares its parent's mapping of ONNX Runtime, whose global mutexes are locked while a session is created
 # (a run and a close lock none), and would wait for ever for one that was locked at the time.
 _opening = threading.RLock()
-# Whatever may import a module: a child would wait for ever for a module that another thread was importing.
-importing = threading.RLock()
+# Whatever else a fork must not catch in the middle: an import (a child would wait for ever for a module that another thread was
+# importing), and the making and handing out of record batches (pyarrow reads their columns without the GIL, under a mutex of
+# libstdc++'s for the whole process).
+no_fork = threading.RLock()
+_pyarrow_has_imported = False
+
+
+def pyarrow_imports() -> None:
+    """Let pyarrow import what it does for its first array and its first value (pandas and dateutil, where they are installed):
+    now, under the lock that forks wait for."""
+    global _pyarrow_has_imported
+    if not _pyarrow_has_imported:
+        with no_fork:
+            pa.array(np.zeros(1)).to_numpy(zero_copy_only=False)
+            pa.array([0])
+            _pyarrow_has_imported = True
 
 
 def _before_fork() -> None:
     _opening.acquire()
-    importing.acquire()
+    no_fork.acquire()
 
 
 def _after_fork_in_parent() -> None:
-    for lock in (importing, _opening):
+    for lock in (no_fork, _opening):
         # Not held where Ctrl-C ended the waiting.
         with contextlib.suppress(RuntimeError):
             lock.release()
 
 
 def _after_fork_in_child() -> None:
-    global _opening, importing
-    _opening, importing = threading.RLock(), threading.RLock()
+    global _opening, no_fork
+    _opening, no_fork = threading.RLock(), threading.RLock()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -151,7 +151,7 @@ class PendingLog:
     def small(self) -> pa.RecordBatch:
         """row, position, old, new (-1: dropped), logp and band of each edit."""
         # Of several threads one takes it over, under a lock that forks wait for.
-        with _bridge.importing:
+        with _bridge.no_fork:
             if isinstance(self._log, _bridge.ArrowOut):
                 self._log = self._log.take()
             return self._log
