@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. PYTHON chooses the interpreter that the environment is made with.
 .DEFAULT_GOAL := help
-.PHONY: help env build demo examples test lint bench gpu-check fuzz wheel c clean
+.PHONY: help env build demo examples test test-oldest lint bench gpu-check fuzz wheel c clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -71,6 +71,12 @@ test: lint ## run every check and test: linters, Go (plain, race detector, cgo c
 	$(ONNXRUNTIME) GOEXPERIMENT=cgocheck2 $(BIN)/go test ./capi/... ./editor/scorer/...
 	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
+# `make test` sees what pip takes today, beside many other packages. This is the other end: no pandas, no dateutil, no transformers.
+test-oldest: $(VENV)/.go ## run pytest with the oldest versions that pyproject.toml admits, in .venv-oldest
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install -q -c tests/oldest.txt '.[cpu,torch]' polars pytest pytest-timeout pytest-xdist xxhash
+	.venv-oldest/bin/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
+
 lint: env ## check formatting, types and style
 	@unformatted=$$($$($(BIN)/go env GOROOT)/bin/gofmt -l editor capi gobridge); \
 	test -z "$$unformatted" || { echo "gofmt -w is due in: $$unformatted"; exit 1; }
@@ -107,6 +113,6 @@ c: $(VENV)/.go ## build libtoedit for C programs into dist/c/
 	cp capi/toedit.h dist/c/
 
 clean: ## remove everything that was built
-	rm -rf $(VENV) _gen dist build python/toedit.egg-info python/toedit/_gobridge*.so
+	rm -rf $(VENV) .venv-oldest _gen dist build python/toedit.egg-info python/toedit/_gobridge*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf .mypy_cache .pytest_cache .ruff_cache

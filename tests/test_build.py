@@ -299,3 +299,14 @@ def test_unbuilt_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_config_var", lambda name: ".other.so")
     with pytest.raises(toedit.MissingDependencyError, match=r"_gobridge\.other\.so.*pip install -e \."):
         _native._find()
+
+
+def test_the_oldest_versions_tested_are_the_oldest_admitted() -> None:
+    settings = (ROOT / "pyproject.toml").read_text()
+    lines = [line for line in (ROOT / "tests" / "oldest.txt").read_text().splitlines() if not line.startswith("#")]
+    tested = dict(line.split("==") for line in lines)
+    assert set(tested) == {"numpy", "onnxruntime", "pyarrow", "tokenizers", "torch"}
+    for name, version in tested.items():
+        bound = re.search(rf'"{name}>=([\d.]+)', settings)
+        assert bound is not None, name
+        assert f"{version}.".startswith(f"{bound[1]}."), (name, version, bound[1])
