@@ -368,6 +368,8 @@ def _integer_lists(rows: list[Any]) -> pa.Array | None:
     there is no dateutil it tries to import that at every call: such an import looks into every folder of sys.path, and drops
     an interrupt that comes meanwhile.
     """
+    if not rows:  # nothing tells the type
+        return None
     flat, ends = numbers("q"), np.zeros(len(rows) + 1, np.int64)
     try:
         for n, row in enumerate(rows):
@@ -376,8 +378,6 @@ def _integer_lists(rows: list[Any]) -> pa.Array | None:
             flat.fromlist(row)
             ends[n + 1] = len(flat)
     except (TypeError, OverflowError):
-        return None
-    if not rows:
         return None
     values = pa.array(np.frombuffer(flat, np.int64))
     if len(values) > np.iinfo(np.int32).max:
