@@ -3,14 +3,15 @@
 torch gets its best form: inference mode, its fused attention, no padding and the batch size that is fastest for it. It
 computes the same: ln P of every token and the top 8 where P is high, with a threshold that about a quarter of the tokens
 reach, as text does. toedit runs through ``Prior.score``; beside it stand the bare ONNX Runtime calls of the same runs (one
-thread each, side by side on all cores), for what everything around them costs, and the share of matrix products and
-attention in ONNX Runtime's own profile.
+thread each, side by side on all cores), for what everything around them costs, the share of matrix products and attention in
+ONNX Runtime's own profile, and the same graph with its attention whole instead of in blocks.
 
     python tests/bench/bench_models.py [gpt2] [llama]
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -88,15 +89,15 @@ def fastest_batch(name: str, make: Callable[[int], Callable[[], Any]]) -> Callab
     return candidates[best]
 
 
-def session_of(prior: toedit.Prior, profile: str = "") -> onnxruntime.InferenceSession:
-    """The prior's graph as the scorer opens it."""
+def session_of(model: str | bytes, profile: str = "") -> onnxruntime.InferenceSession:
+    """A prior's graph as the scorer opens it."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
-    return onnxruntime.InferenceSession(str(prior.path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def feeds(ids: Ids, threshold: float) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def feeds(ids: Ids, threshold: float) -> dict[str, Any]:
 
 def bare(prior: toedit.Prior, rows: Ids, threshold: float) -> Callable[[], Any]:
     """The runs that the scorer makes of the rows, and nothing else."""
-    session = session_of(prior)
+    session = session_of(str(prior.path / "model.onnx"))
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     runs = [feeds(row[None], threshold) for row in rows]
     return lambda: list(pool.map(lambda run: session.run(None, run), runs))
@@ -119,7 +120,7 @@ def bare(prior: toedit.Prior, rows: Ids, threshold: float) -> Callable[[], Any]:
 def profile(name: str, prior: toedit.Prior, rows: Ids, threshold: float) -> None:
     """Print where ONNX Runtime says that one run's time goes."""
     with tempfile.TemporaryDirectory() as folder:
-        session = session_of(prior, profile=str(Path(folder) / "run"))
+        session = session_of(str(prior.path / "model.onnx"), profile=str(Path(folder) / "run"))
         for row in rows[:3]:
             session.run(None, feeds(row[None], threshold))
         events = json.loads(Path(session.end_profiling()).read_text())
@@ -135,6 +136,38 @@ def profile(name: str, prior: toedit.Prior, rows: Ids, threshold: float) -> None
     others = ", ".join(f"{op} {t / whole:.1%}" for op, t in spent.most_common(12) if op not in PRODUCTS)
     products = ", ".join(f"{op} {spent[op] / whole:.1%}" for op in PRODUCTS if spent[op])
     print(f"  {name}: {share:.1%} of the kernels' time in matrix products and attention (goal 85 %): {products}; then {others}")
+
+
+def whole_attention(prior: toedit.Prior) -> onnxruntime.InferenceSession:
+    """The prior's graph with the attention of every row in one piece."""
+    import onnx
+
+    model = onnx.load(str(prior.path / "model.onnx"))
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == "If":
+            (attention,) = next(a.g for a in node.attribute if a.name == "else_branch").node
+            attention.output[0] = node.output[0]
+            node = attention
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return session_of(model.SerializeToString())
+
+
+def blocks(name: str, prior: toedit.Prior, vocab: int, threshold: float) -> None:
+    """Print what attention in blocks gains, for one row on one thread."""
+    sessions = {"in blocks": session_of(str(prior.path / "model.onnx")), "whole": whole_attention(prior)}
+    for length in (LENGTH, 2 * LENGTH - 2):
+        run = feeds(np.random.default_rng(1).integers(3, vocab, size=(1, length)), threshold)
+        peers = {how: functools.partial(session.run, None, run) for how, session in sessions.items()}
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(*(call() for call in peers.values()), strict=True))
+        timings = take_turns(peers, ROUNDS)
+        ours, theirs = timings["in blocks"], timings["whole"]
+        print(
+            f"  {name}: attention in blocks, {length} tokens: {theirs.median / ours.median:.2f} times as fast by median, "
+            f"{theirs.least / ours.least:.2f} by minimum, the same bits"
+        )
 
 
 def compare(name: str) -> None:
@@ -181,6 +214,7 @@ def compare(name: str) -> None:
             )
         for dtype, prior in priors.items():
             profile(f"{name}, {dtype}", prior, rows, threshold)
+            blocks(f"{name}, {dtype}", prior, model.config.vocab_size, threshold)
 
 
 def main() -> None:
