@@ -362,13 +362,21 @@ def test_lists_come_back_as_pyarrow_makes_them() -> None:
 
 @pytest.mark.parametrize(
     "rows",
-    [[[1, 2], []], [[]], [[-(2**63), 2**63 - 1]], [[True]], [[1.0]], [[1, None]], [[1], None], [["a"]], [[[1]]], [[b"a"], []]],
+    [
+        *([[1, 2], []], [[]], [[-(2**63), 2**63 - 1]], [[True]], [[1.0]], [[1, None]], [[1], None]),
+        *([[np.int32(3)]], [["a"]], [[[1]]], [[b"a"], []]),
+    ],
 )
 def test_lists_have_the_types_that_pyarrow_finds(rows: list[Any]) -> None:
     array, back = _arrow.to_arrow(rows, "other")
     want = pa.array(rows)
     assert array.type == (pa.list_(pa.int64()) if pa.types.is_null(getattr(want.type, "value_type", None)) else want.type)
     assert back(array) == rows
+
+
+def test_integers_and_truths_are_no_column() -> None:
+    with pytest.raises(toedit.InputError, match=r"row 1: other cannot be read: .*bool"):
+        _arrow.to_arrow([[1], [1, True]], "other")
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16, np.uint32])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from array import array as numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,13 +88,27 @@ class Batch:
     get: Callable[[Any, str], Any]
 
 
+_pyarrow_has_imported = False
+
+
+def pyarrow_imports() -> None:
+    """Let pyarrow import what it does for its first array and its first value (pandas and dateutil, where they are installed)
+    now, under the lock that forks wait for."""
+    global _pyarrow_has_imported
+    if not _pyarrow_has_imported:
+        with _bridge.no_fork:
+            pa.array(np.zeros(1)).to_numpy(zero_copy_only=False)
+            pa.array([0])
+            _pyarrow_has_imported = True
+
+
 def open_batch(batch: Any) -> Batch:
     """Open a batch of any kind.
 
     Raises:
         InputError: it is none of the kinds above.
     """
-    _bridge.pyarrow_imports()
+    pyarrow_imports()
     if isinstance(batch, (pa.Table, pa.RecordBatch)):
         return _open_table(batch, lambda table: table)
     if isinstance(batch, pa.StructArray):
@@ -253,7 +266,7 @@ def to_arrow(values: Any, name: str) -> tuple[pa.Array, Back]:
     Raises:
         InputError: its values have no common type, or one that no column has.
     """
-    _bridge.pyarrow_imports()
+    pyarrow_imports()
     if isinstance(values, pa.Array):
         return values, lambda a: a
     if isinstance(values, pa.ChunkedArray):
@@ -364,25 +377,17 @@ def _from_lists(rows: list[Any], name: str) -> tuple[pa.Array, Back]:
 def _integer_lists(rows: list[Any]) -> pa.Array | None:
     """Lists of integers as a list<int64> array, or None where they are anything else.
 
-    The columns of nearly every batch of Python objects. pyarrow would find the type by itself, in twice the time, and where
-    there is no dateutil it tries to import that at every call: such an import looks into every folder of sys.path, and drops
-    an interrupt that comes meanwhile.
+    The columns of nearly every batch of Python objects. pyarrow would find the type by itself, but where there is no dateutil
+    it tries to import that at every call: such an import looks into every folder of sys.path, and drops an interrupt that
+    comes meanwhile.
     """
-    if not rows:  # nothing tells the type
-        return None
-    flat, ends = numbers("q"), np.zeros(len(rows) + 1, np.int64)
     try:
-        for n, row in enumerate(rows):
-            if type(row) is not list or (row and type(row[0]) is bool):
-                return None
-            flat.fromlist(row)
-            ends[n + 1] = len(flat)
-    except (TypeError, OverflowError):
-        return None
-    values = pa.array(np.frombuffer(flat, np.int64))
-    if len(values) > np.iinfo(np.int32).max:
-        return pa.LargeListArray.from_arrays(pa.array(ends), values)
-    return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), values)
+        # The sum tells at once that there are floats or nulls among them, and the conversion that there are bools.
+        if rows and all(type(row) is list and type(sum(row)) is int for row in rows):
+            return pa.array(rows, pa.list_(pa.int64()))
+    except (TypeError, OverflowError, pa.ArrowInvalid):
+        pass
+    return None
 
 
 def to_lists(column: pa.Array) -> list[Any]:

@@ -15,13 +15,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 
 from toedit import _native
 from toedit._errors import InputError, InternalError, translate
 
-__all__ = ["ArrowIn", "ArrowOut", "PerProcess", "call", "no_fork", "pyarrow_imports"]
+__all__ = ["ArrowIn", "ArrowOut", "PerProcess", "call", "no_fork"]
 
 T = TypeVar("T")
 
@@ -91,7 +90,6 @@ class ArrowIn(ArrowOut):
 
     def __init__(self, columns: dict[str, pa.Array]) -> None:
         super().__init__()
-        pyarrow_imports()
         (first, ids), *others = columns.items()
         for name, column in others:
             if len(column) != len(ids):
@@ -110,18 +108,6 @@ _opening = threading.RLock()
 # importing), and the making and handing out of record batches (pyarrow reads their columns without the GIL, under a mutex of
 # libstdc++'s for the whole process).
 no_fork = threading.RLock()
-_pyarrow_has_imported = False
-
-
-def pyarrow_imports() -> None:
-    """Let pyarrow import what it does for its first array and its first value (pandas and dateutil, where they are installed):
-    now, under the lock that forks wait for."""
-    global _pyarrow_has_imported
-    if not _pyarrow_has_imported:
-        with no_fork:
-            pa.array(np.zeros(1)).to_numpy(zero_copy_only=False)
-            pa.array([0])
-            _pyarrow_has_imported = True
 
 
 def _before_fork() -> None:

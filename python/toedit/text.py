@@ -167,6 +167,7 @@ def _open(texts: Any) -> tuple[pa.Array, Callable[[pa.Array], Any]]:
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InputError(f"row {i}: the text is a {type(text).__name__}; it must be a str")
+        _arrow.pyarrow_imports()
         try:
             column, back = pa.array(texts, pa.large_string()), lambda a: a.to_pylist()
         except UnicodeEncodeError as error:
