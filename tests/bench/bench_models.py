@@ -147,7 +147,7 @@ def whole_attention(prior: toedit.Prior) -> onnxruntime.InferenceSession:
     for node in model.graph.node:
         if node.op_type == "If":
             (attention,) = next(a.g for a in node.attribute if a.name == "else_branch").node
-            attention.output[0] = node.output[0]
+            attention.name, attention.output[0] = node.name, node.output[0]
             node = attention
         nodes.append(node)
     del model.graph.node[:]
