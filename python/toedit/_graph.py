@@ -571,7 +571,7 @@ def float_head(model: Any) -> Any:
 # outputs
 
 
-def add_outputs(model: Any, *, logits_bytes: int = _chunks.LOGITS_BYTES) -> Any:
+def add_outputs(model: Any, *, logits_bytes: int = _chunks.LOGITS_BYTES, part_bytes: int | None = _chunks.PART_BYTES) -> Any:
     """Turn ``context -> logits`` into graph version 1.
 
     Inputs: ``input_ids`` int64 [B, S], S >= 2; ``k`` int64 [1]; ``keep_low``, ``keep_high`` float32 [R]. Outputs: ``logp``
@@ -579,7 +579,8 @@ def add_outputs(model: Any, *, logits_bytes: int = _chunks.LOGITS_BYTES) -> Any:
     the nearest float16. A position is wanted iff keep_low[r] <= logp <= keep_high[r] for some r.
 
     A vocabulary of :data:`toedit._chunks.LARGE_VOCAB` ids or more is worked in chunks of rows whose logits take *logits_bytes*
-    at most, if what lies behind the hidden states is known to work row by row; :func:`chunked` tells.
+    at most, if what lies behind the hidden states is known to work row by row; :func:`chunked` tells. What follows the
+    product is worked in parts of *part_bytes*, or, where that is None, a chunk at a time.
     """
     from onnx import TensorProto, helper
 
@@ -620,7 +621,7 @@ def add_outputs(model: Any, *, logits_bytes: int = _chunks.LOGITS_BYTES) -> Any:
     if behind is not None:
         inside = {id(n) for n in behind.nodes}
         graph.nodes = [n for n in graph.nodes if id(n) not in inside]
-        tail = [targets, *_chunks.build(graph, behind, vocab, logits_bytes)]
+        tail = [targets, *_chunks.build(graph, behind, vocab, logits_bytes, part_bytes)]
     graph.nodes = [*head, *graph.nodes, *tail]
     value, proto = helper.make_tensor_value_info, model.graph
     del proto.input[:]

@@ -372,7 +372,8 @@ def _write_graph(
     elif dtype in _CUDA_DTYPES:
         say(f"converting in {_CUDA_DTYPES[dtype]}")
         half = copy.deepcopy(float_model).to(getattr(torch, _CUDA_DTYPES[dtype]))
-        proto = _graph.add_outputs(_graph.float_head(_trace(half, fused)), logits_bytes=_CUDA_LOGITS_BYTES)
+        # A card has no cache that a part of the logits could stay in.
+        proto = _graph.add_outputs(_graph.float_head(_trace(half, fused)), logits_bytes=_CUDA_LOGITS_BYTES, part_bytes=None)
         least = 0
         check = _check_on_card(torch, float_model, proto, folder, rows, limit)
     attention = _graph.attention_of(proto)
@@ -381,7 +382,7 @@ def _write_graph(
     if float_model._can_set_experts_implementation():
         say("every expert is computed for every token: exact, and slower than a choice of them")
     settings["graph"] = _graph_settings(proto, attention, least)
-    settings["memory"] = _memory(float_model, proto, settings["vocab_size"])
+    settings["memory"] = _memory(float_model, proto, settings["vocab_size"], on_card=dtype in _CUDA_DTYPES)
     return check
 
 
@@ -426,19 +427,21 @@ def _graph_settings(proto: Any, attention: str, least: int) -> dict[str, Any]:
     return settings
 
 
-def _memory(network: Any, proto: Any, vocab: int) -> dict[str, int]:
+def _memory(network: Any, proto: Any, vocab: int, *, on_card: bool) -> dict[str, int]:
     """About what a run takes beside the weights, in bytes: of a layer's values in float32 and the logits with their softmax."""
     config = network.config.get_text_config()
     width = int(getattr(config, "hidden_size", 0) or 0)
     inner = int(getattr(config, "intermediate_size", 0) or 4 * width)
     heads = int(getattr(config, "num_attention_heads", 0) or 1)
     chunked = _graph.chunked(proto)
+    # Logits in chunks: on a card their log-softmax takes as much again, on the CPU a few parts' worth.
+    head = 2 * _CUDA_LOGITS_BYTES if on_card else _chunks.LOGITS_BYTES + 4 * _chunks.PART_BYTES
     # Runs that stay whole have 512 positions at most, and little for each pair of them.
     blocks = _blocks.BLOCKS if _blocks.are_in(proto) else 1
     return {
         "position": 4 * (8 * width + 3 * inner) + (0 if chunked else 8 * vocab),
         "pair": -(-4 * heads // blocks),
-        "fixed": 2 * _chunks.LOGITS_BYTES if chunked else 0,
+        "fixed": head if chunked else 0,
     }
 
 
