@@ -161,7 +161,7 @@ def test_padding_is_reported(rows: Rows) -> None:
     with toedit.Prior.builtin(threads=1) as prior:
         prior.score([rows[0][:9], rows[1][:8], rows[2][:1]])
         # With the BOS id in front the model reads 9, 8 and 1 positions; the run is padded to 16.
-        assert prior.stats() == {"runs": 1, "positions": 18, "padded": 48, "halved": 0}
+        assert prior.stats() == {"runs": 1, "positions": 18, "padded": 48, "halved": 0, "waited": 0}
 
 
 def test_a_memory_limit_changes_runs_and_no_score(prior: toedit.Prior, rows: Rows) -> None:

@@ -556,6 +556,89 @@ def test_a_model_over_two_gigabytes(tmp_path: Path) -> None:
         np.testing.assert_allclose(logp[1:], of_targets(torch_logprobs(model, row), row), atol=FP32_TOLERANCE, rtol=0)
 
 
+# Memory that is not there
+
+_SHORT_OF_MEMORY = """
+import resource, sys, threading, warnings
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+import toedit
+
+folder, threads, count, length, room = sys.argv[1], *map(int, sys.argv[2:])
+rows = np.random.default_rng(0).integers(3, 50_000, size=(count, length)).tolist()
+keep = {"k": 4, "keep": [(0.0, 1.0)]}
+prior = toedit.Prior(folder, threads=threads)
+with ThreadPoolExecutor(8) as pool:  # more of Go's threads begin than are needed later, when there is no memory for one
+    list(pool.map(lambda _: prior.score([rows[0][:9]], **keep), range(400)))
+taken = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmData"))
+
+def lift():
+    # ONNX Runtime takes for its arena nearly all that is left, and then Go's own runtime can find nothing and end the process.
+    while not prior.stats()["halved"] and not done.wait(0.001):
+        pass
+    resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+done = threading.Event()
+watcher = threading.Thread(target=lift)
+watcher.start()
+try:
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + (room << 20), resource.RLIM_INFINITY))
+    with warnings.catch_warnings(record=True) as caught:
+        got = prior.score(rows, **keep)
+        prior.score(rows, **keep)
+finally:
+    done.set()
+    watcher.join()
+assert sum(w.category is toedit.MemoryWarning for w in caught) == 1, caught
+want = toedit.Prior(folder).score(rows, **keep)
+assert got.equals(want)
+print(prior.stats()["halved"], prior.stats()["waited"])
+"""
+
+
+@pytest.fixture(scope="module")
+def large_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prior of which a run takes 200 KB a position, for its logits."""
+    config = LlamaConfig(
+        vocab_size=50_000,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
+    folder = tmp_path_factory.mktemp("large_vocabulary") / "prior"
+    return export(LlamaForCausalLM(config).eval(), folder, tokenizer=word_tokenizer(4000))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit on a process's data is Linux's")
+@pytest.mark.parametrize(
+    ("threads", "count", "length", "megabytes"),
+    [
+        pytest.param(1, 64, 33, 80, id="short rows"),  # 512 positions a run, of which there is memory for 400
+        pytest.param(2, 8, 480, 140, id="long rows on two threads"),  # memory for one
+    ],
+)
+def test_out_of_memory(large_vocabulary: Path, threads: int, count: int, length: int, megabytes: int) -> None:
+    """Runs are made in halves, or one after the other; it is said once, ONNX Runtime is silent and the scores are the same."""
+    command = [sys.executable, "-c", _SHORT_OF_MEMORY, *map(str, (large_vocabulary, threads, count, length, megabytes))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    halved, waited = map(int, done.stdout.split())
+    assert (halved > 0, waited > 0) == (length < 40, length > 40)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit on a process's data is Linux's")
+def test_no_memory_for_a_single_row(large_vocabulary: Path) -> None:
+    command = [sys.executable, "-c", _SHORT_OF_MEMORY, str(large_vocabulary), "2", "8", "480", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("toedit._errors.ScoringError: there is no memory for a single row of 480 tokens: score shorter rows")
+
+
 # Which models and disks are refused
 
 

@@ -152,7 +152,8 @@ func (j *Job) fail(err error) {
 	j.cancel()
 }
 
-// execute computes one run and stores its pieces' scores. A run that there is no memory for is made in halves.
+// execute computes one run and stores its pieces' scores. A run that there is no memory for is made in halves, and a single
+// row when the other threads' runs have given theirs back.
 func (j *Job) execute(r run) (err error) {
 	defer func() {
 		// A panic on this goroutine would end the process; it becomes the job's error, which the caller treats like any
@@ -167,19 +168,37 @@ func (j *Job) execute(r run) (err error) {
 	case <-j.ctx.Done():
 		return ErrCancelled
 	}
-	need := min(j.scorer.need(r.batch, r.length), j.scorer.limit)
-	if j.scorer.memory.Acquire(j.ctx, need) != nil {
+	held := min(j.scorer.need(r.batch, r.length), j.scorer.limit)
+	if j.scorer.memory.Acquire(j.ctx, held) != nil {
 		return ErrCancelled
 	}
-	defer j.scorer.memory.Release(need)
-	return j.halving(r, func(r run) error {
+	defer func() { j.scorer.memory.Release(held) }()
+	attempt := func(r run) error {
 		return j.compute(r, func(t *tensors) error { return j.store(r, t) })
-	})
+	}
+	alone := func() error {
+		j.scorer.memory.Release(held)
+		held = 0
+		if j.scorer.memory.Acquire(j.ctx, j.scorer.limit) != nil {
+			return ErrCancelled
+		}
+		held = j.scorer.limit
+		return nil
+	}
+	return j.halving(r, attempt, alone)
 }
 
-// halving makes a run by attempt, in halves where that runs out of memory.
-func (j *Job) halving(r run, attempt func(run) error) error {
+// halving makes a run by attempt, in halves where that runs out of memory. A single row is tried once more after alone,
+// which returns when no other run has memory, and keeps it so.
+func (j *Job) halving(r run, attempt func(run) error, alone func() error) error {
 	err := attempt(r)
+	if r.batch == 1 && outOfMemory(err) && j.ctx.Err() == nil {
+		if err := alone(); err != nil {
+			return err
+		}
+		j.scorer.waited.Add(1)
+		err = attempt(r)
+	}
 	switch {
 	case err == nil:
 		j.scorer.runs.Add(1)
@@ -190,7 +209,7 @@ func (j *Job) halving(r run, attempt func(run) error) error {
 	case !outOfMemory(err):
 		return err
 	case r.batch == 1:
-		return fmt.Errorf("there is no memory for a single row of %d tokens: score shorter rows, use fewer threads or a prior with a shorter context (toedit export --max-length): %w", r.length, err)
+		return fmt.Errorf("there is no memory for a single row of %d tokens: score shorter rows or use a prior with a shorter context (toedit export --max-length): %w", r.length, err)
 	}
 	j.scorer.halved.Add(1)
 	half := (r.batch + 1) / 2
@@ -199,7 +218,7 @@ func (j *Job) halving(r run, attempt func(run) error) error {
 		if !j.scorer.shapes.fixed {
 			part.batch = len(part.pieces)
 		}
-		if err := j.halving(part, attempt); err != nil {
+		if err := j.halving(part, attempt, alone); err != nil {
 			return err
 		}
 	}
@@ -208,6 +227,9 @@ func (j *Job) halving(r run, attempt func(run) error) error {
 
 // outOfMemory tells an error of an allocation from others: ONNX Runtime has no code for it.
 func outOfMemory(err error) bool {
+	if err == nil {
+		return false
+	}
 	text := strings.ToLower(err.Error())
 	for _, sign := range []string{"failed to allocate memory", "bad_alloc", "bad allocation", "out of memory", "alloc_failed"} {
 		if strings.Contains(text, sign) {

@@ -32,6 +32,7 @@ type Stats struct {
 	Positions int64 `json:"positions"` // that were read for a row
 	Padded    int64 `json:"padded"`    // that were computed: these and the padding
 	Halved    int64 `json:"halved"`    // runs that were cut in two because there was no memory for them
+	Waited    int64 `json:"waited"`    // runs of one row that there was memory for only when no other was made
 }
 
 // ErrClosed is returned for work on a scorer that was closed.
@@ -51,7 +52,7 @@ type Scorer struct {
 	session *ort.DynamicAdvancedSession
 	thread  *thread // where runs are made, for a card
 
-	runs, positions, padded, halved atomic.Int64
+	runs, positions, padded, halved, waited atomic.Int64
 }
 
 // Open loads the prior's model, after checking that its files are the ones that the fingerprint names.
@@ -127,6 +128,8 @@ func openSession(p *prior.Prior, d device) (*ort.DynamicAdvancedSession, error) 
 		// Idle threads must not burn the cores that the trainer needs.
 		so.AddSessionConfigEntry("session.intra_op.allow_spinning", "0"),
 		so.AddSessionConfigEntry("session.inter_op.allow_spinning", "0"),
+		// Errors come back as such. On standard error ONNX Runtime would write every run that is cancelled, or made in halves.
+		so.SetLogSeverityLevel(ort.LoggingLevelFatal),
 	)
 	if err != nil {
 		return nil, err
@@ -150,7 +153,8 @@ func (s *Scorer) Threads() int { return cap(s.slots) }
 
 // Stats is what the scorer has done so far.
 func (s *Scorer) Stats() Stats {
-	return Stats{Runs: s.runs.Load(), Positions: s.positions.Load(), Padded: s.padded.Load(), Halved: s.halved.Load()}
+	return Stats{Runs: s.runs.Load(), Positions: s.positions.Load(), Padded: s.padded.Load(), Halved: s.halved.Load(),
+		Waited: s.waited.Load()}
 }
 
 // Close frees the session once no job is running. Closing twice is harmless.

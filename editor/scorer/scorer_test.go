@@ -366,17 +366,50 @@ func TestOutOfMemory(t *testing.T) {
 		}
 		return j.compute(r, func(t *tensors) error { return j.store(r, t) })
 	}
-	require.NoError(t, j.halving(r, exhausted))
+	unasked := func() error { panic("nothing ran out of memory for a single row") }
+	require.NoError(t, j.halving(r, exhausted, unasked))
 	assert.Equal(t, []int{5, 3, 2, 1, 2}, batches)
 	assert.EqualValues(t, 2, s.Stats().Halved)
 	j.assemble()
 	for i := range rows {
 		requireSame(t, want[i], j.rows[i], "halved")
 	}
-	err := j.halving(run{pieces: []int{0}, length: 40, batch: 1}, func(run) error { return errors.New("std::bad_alloc") })
-	assert.ErrorContains(t, err, "no memory for a single row of 40 tokens")
 	other := errors.New("another error")
-	assert.Equal(t, other, j.halving(r, func(run) error { return other }))
+	assert.Equal(t, other, j.halving(r, func(run) error { return other }, unasked))
+}
+
+// A single row that there is no memory for beside other runs is made when these have ended.
+func TestOutOfMemoryForASingleRow(t *testing.T) {
+	s := bundled(t, 2)
+	single := run{pieces: []int{0}, length: 40, batch: 1}
+	newJob := func() *Job {
+		j := &Job{scorer: s}
+		j.begin()
+		return j
+	}
+	var order []string
+	alone := func() error {
+		order = append(order, "alone")
+		return nil
+	}
+	// The first attempts fail.
+	failing := func(attempts int) func(run) error {
+		return func(run) error {
+			order = append(order, "run")
+			if attempts--; attempts >= 0 {
+				return errors.New("std::bad_alloc")
+			}
+			return nil
+		}
+	}
+	require.NoError(t, newJob().halving(single, failing(1), alone))
+	assert.Equal(t, []string{"run", "alone", "run"}, order)
+	assert.Zero(t, s.Stats().Halved)
+	assert.EqualValues(t, 1, s.Stats().Waited)
+	err := newJob().halving(single, failing(2), alone)
+	assert.ErrorContains(t, err, "no memory for a single row of 40 tokens")
+	cancelled := func() error { return ErrCancelled }
+	assert.Equal(t, ErrCancelled, newJob().halving(single, failing(1), cancelled))
 }
 
 // The texts are ONNX Runtime's own, with its arena and without, and CUDA's.

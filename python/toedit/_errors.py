@@ -57,7 +57,7 @@ class TokenizerWarning(UserWarning):
 
 
 class MemoryWarning(UserWarning):
-    """There was no memory for a run of several rows, which was made in halves; the scores are the same."""
+    """There was no memory for a run of the model, which was made in halves or later; the scores are the same."""
 
 
 class StoreWarning(UserWarning):

@@ -113,7 +113,7 @@ class Prior:
         self._closed = False
         self._scored = 0
         self._sum_logp = 0.0
-        self._halved = 0
+        self._short_of_memory = False
         # What any process first found in the folder: all others must find the same.
         self._opened_as: dict[str, str] = {}
         self._open()
@@ -169,7 +169,7 @@ class Prior:
         return {name: getattr(self, name) for name in ("path", *_SETTINGS, "_closed", "_opened_as")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _scored=0, _sum_logp=0.0, _halved=0)
+        self.__dict__.update(state, _scored=0, _sum_logp=0.0, _short_of_memory=False)
         self._open()
 
     def __repr__(self) -> str:
@@ -199,7 +199,8 @@ class Prior:
 
     def stats(self) -> dict[str, int]:
         """What this process has scored with the prior: ``runs`` of the model, ``positions`` that they read, ``padded``
-        (those and the padding that was computed with them) and ``halved`` (runs cut in two for want of memory)."""
+        (those and the padding that was computed with them), ``halved`` (runs cut in two for want of memory) and ``waited``
+        (runs of one row that there was memory for only when no other thread made one)."""
         return dict(json.loads(_bridge.call("ScorerStats", self._scorer.get())))
 
     @property
@@ -291,13 +292,15 @@ class Prior:
         return scores
 
     def _check_memory(self) -> None:
-        """Warn once when runs had to be made in halves."""
-        halved = 0 if self._halved else self.stats()["halved"]
-        if halved:
-            self._halved = halved
+        """Warn once when there was no memory for a run."""
+        if self._short_of_memory:
+            return
+        stats = self.stats()
+        if stats["halved"] or stats["waited"]:
+            self._short_of_memory = True
             warnings.warn(
-                "there was no memory for a run of several rows, so it was made in halves; the scores are the same. A "
-                "memory_limit for the prior, or fewer threads, saves the attempt",
+                "there was no memory for a run of the model, so it was made in halves or after those of other threads; the "
+                "scores are the same. A memory_limit for the prior, or fewer threads, saves the attempt",
                 MemoryWarning,
                 stacklevel=_level_of_caller(),
             )
