@@ -39,7 +39,7 @@ from transformers import (
 )
 
 from llama2c import word_tokenizer
-from toedit import _export_check, _graph
+from toedit import _chunks, _export_check, _graph
 from toedit import export as export_module
 from toedit.export import FP32_TOLERANCE, export
 
@@ -507,6 +507,17 @@ def test_a_prior_for_cuda(tiny: tuple[Any, Any], tmp_path: Path, dtype: Any, ele
     ]
     with pytest.raises(toedit.Error, match=r"no CUDA provider|cannot use cuda|was exported for CUDA"):
         toedit.Prior(folder, device="cpu").score([[1, 2]])
+
+
+def test_the_head_of_a_large_vocabulary(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU a loop over parts of the logits stands in the one over chunks of rows; on a card chunks are larger."""
+    model, tokenizer = tiny
+    monkeypatch.setattr(_chunks, "LARGE_VOCAB", 8)
+    for dtype, loops, logits in (("fp32", 2, 128 << 20), ("bf16", 1, 2 << 30)):
+        folder = export(model, tmp_path / dtype, tokenizer=tokenizer, dtype=dtype)
+        nodes = list(_graph._all_nodes(onnx.load(folder / "model.onnx").graph.node))
+        assert [node.op_type for node in nodes].count("Loop") == loops
+        assert 0 <= json.loads((folder / "prior.json").read_text())["memory"]["fixed"] - logits <= 8 << 20
 
 
 # Weights beside the graph

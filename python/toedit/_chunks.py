@@ -31,6 +31,7 @@ in int8, 1.02 in fp32; one layer and a vocabulary of 152,000 1.11 and 1.11. Part
 """
 _ROWS = 8  # chunks are multiples of this: products of fewer rows are slow
 
+_ANSWERS = ("logp", "row", "ids", "top")  # what the loops hand on: each trip appends its own
 _UNARY = frozenset({"Cast", "Identity", "Tanh"})
 _BINARY = frozenset({"Add", "Div", "Mul", "Sub"})
 
@@ -116,10 +117,9 @@ def build(graph: Graph, head: Head, vocab: int, logits_bytes: int, part_bytes: i
         node("Expand", [empty_table(graph), "chunk.no_rows"], ["chunk.no_logp"]),
         node("Cast", ["chunk.no_logp"], ["chunk.no_ids"], to=TensorProto.INT32),
     ]
-    empty, no_row = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
     nothing = [
-        graph.add_constant("chunk.empty", empty),
-        graph.add_constant("chunk.no_row", no_row),
+        graph.add_constant("chunk.empty", np.zeros(0, dtype=np.float32)),
+        graph.add_constant("chunk.no_row", np.zeros(0, dtype=np.int64)),
         "chunk.no_ids",
         "chunk.no_logp",
     ]
@@ -127,43 +127,17 @@ def build(graph: Graph, head: Head, vocab: int, logits_bytes: int, part_bytes: i
     for name, width in head.cuts.items():
         flat[name] = f"{name}.rows"
         outside.append(node("Reshape", [name, ints(f"chunk.rows_of_{width}", -1, width)], [flat[name]]))
-    logits = head.nodes[-1].output[0]
     of_chunk = {name: f"{name}.chunk" for name in flat}
     inside = [
         node("Mul", ["chunk.index", "chunk.rows"], ["chunk.start"]),
         node("Add", ["chunk.start", "chunk.rows"], ["chunk.end"]),
-        *(node("Slice", [flat[n], "chunk.start", "chunk.end", zero], [of_chunk[n]]) for n in flat),
+        *(node("Slice", [flat[name], "chunk.start", "chunk.end", zero], [of_chunk[name]]) for name in flat),
     ]
     if part_bytes is None:
         inside += _renamed(head.nodes, of_chunk)
-        inside += _answers(graph, "chunk", logits, "chunk.start")
+        inside += _answers(graph, "chunk", head.nodes[-1].output[0], "chunk.start")
     else:
-        part = max(1, part_bytes // (4 * vocab))
-        product, *after = head.nodes
-        of_chunk[product.output[0]] = product.output[0]
-        of_part = {name: f"{name}.part" for name in of_chunk if name != product.input[0]}
-        in_part = [
-            node("Mul", ["part.index", ints("part.rows", part)], ["part.start"]),
-            node("Add", ["part.start", "part.rows"], ["part.end"]),
-            node("Add", ["part.start", "chunk.start"], ["part.first"]),
-            *(node("Slice", [of_chunk[n], "part.start", "part.end", zero], [of_part[n]]) for n in of_part),
-            *_renamed(after, of_part),
-            *_answers(graph, "part", of_part.get(logits, logits), "part.first"),
-        ]
-        inside += [
-            *_renamed([product], of_chunk),
-            node("Shape", [of_chunk["targets"]], ["part.total"]),
-            node("Add", ["part.total", ints("part.below", part - 1)], ["part.total.up"]),
-            node("Div", ["part.total.up", "part.rows"], ["part.count"]),
-            node("Squeeze", ["part.count", zero], ["part.trips"]),
-            _loop(
-                graph,
-                "part",
-                in_part,
-                [f"chunk.{name}.before" for name in _ANSWERS],
-                [f"chunk.{name}.after" for name in _ANSWERS],
-            ),
-        ]
+        inside += _in_parts(graph, head, of_chunk, max(1, part_bytes // (4 * vocab)))
     return [
         *outside,
         _loop(graph, "chunk", inside, nothing, ["logp.flat", "topk_row", "topk_ids", "topk.all"]),
@@ -174,8 +148,36 @@ def build(graph: Graph, head: Head, vocab: int, logits_bytes: int, part_bytes: i
     ]
 
 
-_ANSWERS = ("logp", "row", "ids", "top")
-"""What the loops hand on: each trip appends its own."""
+def _in_parts(graph: Graph, head: Head, of_chunk: dict[str, str], rows: int) -> list[Any]:
+    """The nodes of a chunk's body whose product is whole and the rest of *head* a loop over parts of *rows* rows.
+
+    *of_chunk* names what the body has of the values that *head* reads, and of the targets.
+    """
+    node, zero = graph.node, "i0"
+    product, *after = head.nodes
+    cut = {name: value for name, value in of_chunk.items() if name != product.input[0]}
+    cut[product.output[0]] = product.output[0]
+    of_part = {name: f"{name}.part" for name in cut}
+    logits = head.nodes[-1].output[0]
+    size = graph.add_constant("part.rows", np.array([rows], dtype=np.int64))
+    below = graph.add_constant("part.below", np.array([rows - 1], dtype=np.int64))
+    body = [
+        node("Mul", ["part.index", size], ["part.start"]),
+        node("Add", ["part.start", size], ["part.end"]),
+        node("Add", ["part.start", "chunk.start"], ["part.first"]),
+        *(node("Slice", [value, "part.start", "part.end", zero], [of_part[name]]) for name, value in cut.items()),
+        *_renamed(after, of_part),
+        *_answers(graph, "part", of_part.get(logits, logits), "part.first"),
+    ]
+    before, result = ([f"chunk.{name}.{when}" for name in _ANSWERS] for when in ("before", "after"))
+    return [
+        *_renamed([product], of_chunk),
+        node("Shape", [of_chunk["targets"]], ["part.total"]),
+        node("Add", ["part.total", below], ["part.total.up"]),
+        node("Div", ["part.total.up", size], ["part.count"]),
+        node("Squeeze", ["part.count", zero], ["part.trips"]),
+        _loop(graph, "part", body, before, result),
+    ]
 
 
 def _renamed(nodes: list[Any], names: dict[str, str]) -> list[Any]:
