@@ -72,7 +72,7 @@ func TestScorerStats(t *testing.T) {
 	mustScore(t, scorer, packed(t, "", ""), keepAll)
 	stats, err := ScorerStats(scorer)
 	require.NoError(t, err)
-	assert.JSONEq(t, `{"runs": 1, "positions": 7, "padded": 8, "halved": 0}`, stats)
+	assert.JSONEq(t, `{"runs": 1, "positions": 7, "padded": 8, "halved": 0, "waited": 0}`, stats)
 	_, err = ScorerStats(prior)
 	require.Error(t, err)
 	for options, part := range map[string]string{

@@ -620,6 +620,7 @@ def large_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=512,
         tie_word_embeddings=True,
     )
+    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("large_vocabulary") / "prior"
     return export(LlamaForCausalLM(config).eval(), folder, tokenizer=word_tokenizer(4000))
 
