@@ -196,8 +196,9 @@ func (j *Job) halving(r run, attempt func(run) error, alone func() error) error 
 		if err := alone(); err != nil {
 			return err
 		}
-		j.scorer.waited.Add(1)
-		err = attempt(r)
+		if err = attempt(r); err == nil {
+			j.scorer.waited.Add(1)
+		}
 	}
 	switch {
 	case err == nil:
