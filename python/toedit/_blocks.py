@@ -59,10 +59,7 @@ def _shared(graph: Graph) -> list[Any]:
     """The nodes whose values all layers read: where blocks end, how long they are and whether they are wanted."""
     from onnx import TensorProto
 
-    def ints(name: str, *values: int) -> str:
-        return graph.add_constant(name, np.array(values, dtype=np.int64))
-
-    node = graph.node
+    node, ints = graph.node, graph.ints
     zero, one, two = ints("i0", 0), ints("i1", 1), ints("i2", 2)
     count, many = ints("blocks.number", BLOCKS), ints("blocks.but_last", BLOCKS - 1)
     nodes = [

@@ -23,15 +23,18 @@ LARGE_VOCAB = 16_384
 LOGITS_BYTES = 128 << 20
 """The most bytes of logits at a time. Every chunk reads the output embedding anew."""
 PART_BYTES = 2 << 20
-"""The most bytes of logits that what follows the product works on at a time, on the CPU: row factors, log-softmax and top-k
-read and write each logit six times, and these stay in the processor's cache meanwhile.
+"""The most bytes of logits that what follows the product works on at a time, on the CPU: the row factors of int8 and
+the log-softmax read and write each logit six times, and these stay in the processor's cache meanwhile.
 
 Measured on a Zen 5, two threads with a row of 513 tokens each, against chunks of 64 MB without parts: GPT-2 1.04 times as fast
 in int8, 1.02 in fp32; one layer and a vocabulary of 152,000 1.11 and 1.11. Parts of 1 to 4 MB differ little, 8 MB gain half.
 """
 _ROWS = 8  # chunks are multiples of this: products of fewer rows are slow
 
-_ANSWERS = ("logp", "row", "ids", "top")  # what the loops hand on: each trip appends its own
+# What a loop collects, with element types and numbers of axes: each trip appends its own, which are few beside its logits; how
+# many they are is known there only.
+_ANSWERS = {"logp": ("FLOAT", 1), "row": ("INT64", 1), "ids": ("INT32", 2), "top": ("FLOAT", 2)}
+_NOTHING = ("chunk.empty", "chunk.no_row", "chunk.no_ids", "chunk.no_logp")  # with which it begins
 _UNARY = frozenset({"Cast", "Identity", "Tanh"})
 _BINARY = frozenset({"Add", "Div", "Mul", "Sub"})
 
@@ -84,7 +87,7 @@ def _broadcasts(value: Any) -> bool:
     return bool(value.size == 1 or value.ndim == 1)
 
 
-def build(graph: Graph, head: Head, vocab: int, logits_bytes: int, part_bytes: int | None = None) -> list[Any]:
+def build(graph: Graph, head: Head, vocab: int, logits_bytes: int, part_bytes: int | None) -> list[Any]:
     """The nodes that take the place of *head* and make the outputs ``logp``, ``topk_row``, ``topk_ids`` and ``topk_logp``.
 
     They read ``targets`` int64 [B, T], ``k``, ``keep_low`` and ``keep_high``. A chunk's logits take *logits_bytes* at most, or
@@ -93,10 +96,7 @@ def build(graph: Graph, head: Head, vocab: int, logits_bytes: int, part_bytes: i
     """
     from onnx import TensorProto
 
-    def ints(name: str, *values: int) -> str:
-        return graph.add_constant(name, np.array(values, dtype=np.int64))
-
-    node = graph.node
+    node, ints = graph.node, graph.ints
     limit = max(_ROWS, logits_bytes // (4 * vocab) // _ROWS * _ROWS)
     zero, one, last = ints("i0", 0), ints("i1", 1), ints("im1", -1)
     multiple, below = ints("chunk.multiple", _ROWS), ints("chunk.below", _ROWS - 1)
@@ -117,12 +117,8 @@ def build(graph: Graph, head: Head, vocab: int, logits_bytes: int, part_bytes: i
         node("Expand", [empty_table(graph), "chunk.no_rows"], ["chunk.no_logp"]),
         node("Cast", ["chunk.no_logp"], ["chunk.no_ids"], to=TensorProto.INT32),
     ]
-    nothing = [
-        graph.add_constant("chunk.empty", np.zeros(0, dtype=np.float32)),
-        graph.add_constant("chunk.no_row", np.zeros(0, dtype=np.int64)),
-        "chunk.no_ids",
-        "chunk.no_logp",
-    ]
+    graph.add_constant(_NOTHING[0], np.zeros(0, dtype=np.float32))
+    graph.add_constant(_NOTHING[1], np.zeros(0, dtype=np.int64))
     flat = {"targets": "targets.flat"}
     for name, width in head.cuts.items():
         flat[name] = f"{name}.rows"
@@ -135,12 +131,15 @@ def build(graph: Graph, head: Head, vocab: int, logits_bytes: int, part_bytes: i
     ]
     if part_bytes is None:
         inside += _renamed(head.nodes, of_chunk)
-        inside += _answers(graph, "chunk", head.nodes[-1].output[0], "chunk.start")
+        inside += [
+            *_answers(graph, head.nodes[-1].output[0], of_chunk["targets"], "chunk.start"),
+            *_append(graph, "chunk", "new"),
+        ]
     else:
         inside += _in_parts(graph, head, of_chunk, max(1, part_bytes // (4 * vocab)))
     return [
         *outside,
-        _loop(graph, "chunk", inside, nothing, ["logp.flat", "topk_row", "topk_ids", "topk.all"]),
+        _loop(graph, "chunk", inside, ["logp.flat", "topk_row", "topk_ids", "topk.all"]),
         node("Shape", ["targets"], ["targets.shape"]),
         node("Reshape", ["logp.flat", "targets.shape"], ["logp"]),
         node("Cast", ["topk.all"], ["topk.half"], to=TensorProto.FLOAT16),
@@ -153,30 +152,30 @@ def _in_parts(graph: Graph, head: Head, of_chunk: dict[str, str], rows: int) -> 
 
     *of_chunk* names what the body has of the values that *head* reads, and of the targets.
     """
-    node, zero = graph.node, "i0"
+    node, zero = graph.node, graph.ints("i0", 0)
     product, *after = head.nodes
     cut = {name: value for name, value in of_chunk.items() if name != product.input[0]}
     cut[product.output[0]] = product.output[0]
     of_part = {name: f"{name}.part" for name in cut}
     logits = head.nodes[-1].output[0]
-    size = graph.add_constant("part.rows", np.array([rows], dtype=np.int64))
-    below = graph.add_constant("part.below", np.array([rows - 1], dtype=np.int64))
+    size, below = graph.ints("part.rows", rows), graph.ints("part.below", rows - 1)
     body = [
         node("Mul", ["part.index", size], ["part.start"]),
         node("Add", ["part.start", size], ["part.end"]),
         node("Add", ["part.start", "chunk.start"], ["part.first"]),
         *(node("Slice", [value, "part.start", "part.end", zero], [of_part[name]]) for name, value in cut.items()),
         *_renamed(after, of_part),
-        *_answers(graph, "part", of_part.get(logits, logits), "part.first"),
+        *_answers(graph, of_part.get(logits, logits), of_part["targets"], "part.first"),
+        *_append(graph, "part", "new"),
     ]
-    before, result = ([f"chunk.{name}.{when}" for name in _ANSWERS] for when in ("before", "after"))
     return [
         *_renamed([product], of_chunk),
         node("Shape", [of_chunk["targets"]], ["part.total"]),
         node("Add", ["part.total", below], ["part.total.up"]),
         node("Div", ["part.total.up", size], ["part.count"]),
         node("Squeeze", ["part.count", zero], ["part.trips"]),
-        _loop(graph, "part", body, before, result),
+        _loop(graph, "part", body, [f"part.{name}" for name in _ANSWERS]),
+        *_append(graph, "chunk", "part"),
     ]
 
 
@@ -192,17 +191,14 @@ def _renamed(nodes: list[Any], names: dict[str, str]) -> list[Any]:
     return copies
 
 
-def _answers(graph: Graph, level: str, logits: str, first: str) -> list[Any]:
-    """The nodes that append what is kept of *logits* [R, V], whose first row is the run's row *first*, in a loop's body.
-
-    The body has the rows' targets as ``targets.<level>``.
-    """
+def _answers(graph: Graph, logits: str, targets: str, first: str) -> list[Any]:
+    """The nodes that make ``new.<answer>`` of *logits* [R, V] and *targets* [R]; the first row is the run's row *first*."""
     from onnx import TensorProto
 
-    node, zero, last = graph.node, "i0", "im1"
+    node, zero, last = graph.node, graph.ints("i0", 0), graph.ints("im1", -1)
     return [
         node("LogSoftmax", [logits], ["logprobs"], axis=-1),
-        node("Unsqueeze", [f"targets.{level}", last], ["targets.column"]),
+        node("Unsqueeze", [targets, last], ["targets.column"]),
         node("GatherElements", ["logprobs", "targets.column"], ["logp.column"], axis=1),
         node("GreaterOrEqual", ["logp.column", "keep_low"], ["above"]),
         node("LessOrEqual", ["logp.column", "keep_high"], ["below"]),
@@ -215,44 +211,40 @@ def _answers(graph: Graph, level: str, logits: str, first: str) -> list[Any]:
         # TopK of the wanted rows alone, though they are copied for it: with a quarter of the rows wanted that is 3 times as
         # fast as TopK of all, with half 1.5 times; all wanted, it takes half as long again (vocabularies of 4,096 to 151,936).
         node("Gather", ["logprobs", "wanted.row"], ["logprobs.wanted"], axis=0),
-        node("TopK", ["logprobs.wanted", "k"], ["topk.values", "topk.indices"], axis=-1, largest=1, sorted=1),
-        node("Cast", ["topk.indices"], ["topk.ids"], to=TensorProto.INT32),
-        node("Squeeze", ["logp.column", last], ["logp.row"]),
-        node("Add", ["wanted.row", first], ["wanted.run_row"]),
-        # The answers are few beside the logits, and how many they are is known here only: they are appended.
-        node("Concat", [f"{level}.logp.before", "logp.row"], [f"{level}.logp.after"], axis=0),
-        node("Concat", [f"{level}.row.before", "wanted.run_row"], [f"{level}.row.after"], axis=0),
-        node("Concat", [f"{level}.ids.before", "topk.ids"], [f"{level}.ids.after"], axis=0),
-        node("Concat", [f"{level}.top.before", "topk.values"], [f"{level}.top.after"], axis=0),
+        node("TopK", ["logprobs.wanted", "k"], ["new.top", "topk.indices"], axis=-1, largest=1, sorted=1),
+        node("Cast", ["topk.indices"], ["new.ids"], to=TensorProto.INT32),
+        node("Squeeze", ["logp.column", last], ["new.logp"]),
+        node("Add", ["wanted.row", first], ["new.row"]),
     ]
 
 
-def _loop(graph: Graph, level: str, nodes: list[Any], before: list[str], outputs: list[str]) -> Any:
-    """A loop of ``<level>.trips`` trips over *nodes*, that begins with the answers *before*."""
+def _append(graph: Graph, level: str, source: str) -> list[Any]:
+    """The nodes that end a trip of a loop: *source*'s answers behind those of the trips before."""
+    return [
+        graph.node("Concat", [f"{level}.{name}.before", f"{source}.{name}"], [f"{level}.{name}.after"], axis=0)
+        for name in _ANSWERS
+    ]
+
+
+def _loop(graph: Graph, level: str, nodes: list[Any], outputs: list[str]) -> Any:
+    """A loop of ``<level>.trips`` trips over *nodes*, which append to the answers; *outputs* name them at the end."""
     from onnx import TensorProto, helper
 
     value = helper.make_tensor_value_info
-    kinds = zip(
-        _ANSWERS,
-        (TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT),
-        ([None], [None], [None, None], [None, None]),
-        strict=True,
-    )
-    values = [(f"{level}.{name}", kind, shape) for name, kind, shape in kinds]
+
+    def answers(when: str) -> list[Any]:
+        return [
+            value(f"{level}.{name}.{when}", getattr(TensorProto, kind), [None] * axes)
+            for name, (kind, axes) in _ANSWERS.items()
+        ]
+
     body = helper.make_graph(
         [*nodes, graph.node("Identity", [f"{level}.go"], [f"{level}.go_on"])],
         level,
-        [
-            value(f"{level}.index", TensorProto.INT64, []),
-            value(f"{level}.go", TensorProto.BOOL, []),
-            *(value(f"{name}.before", kind, shape) for name, kind, shape in values),
-        ],
-        [
-            value(f"{level}.go_on", TensorProto.BOOL, []),
-            *(value(f"{name}.after", kind, shape) for name, kind, shape in values),
-        ],
+        [value(f"{level}.index", TensorProto.INT64, []), value(f"{level}.go", TensorProto.BOOL, []), *answers("before")],
+        [value(f"{level}.go_on", TensorProto.BOOL, []), *answers("after")],
     )
-    return graph.node("Loop", [f"{level}.trips", "", *before], outputs, body=body)
+    return graph.node("Loop", [f"{level}.trips", "", *_NOTHING], outputs, body=body)
 
 
 def empty_table(graph: Graph) -> str:

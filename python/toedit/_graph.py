@@ -263,6 +263,10 @@ class Graph:
         self._initializers[name] = self._helper.from_array(value.copy(order="C"), name)
         return name
 
+    def ints(self, name: str, *values: int) -> str:
+        """Add an int64 vector."""
+        return self.add_constant(name, np.array(values, dtype=np.int64))
+
     def fresh(self, stem: str) -> str:
         """A value name that is not in use."""
         self._fresh[stem] += 1
@@ -447,7 +451,7 @@ def _join_split(graph: Graph, node: Any, whole_rows: set[str]) -> bool:
     # Along axis 2 of [B, T, ...] the parts lie one after the other in each position, as the packed form has them.
     if next((a.i for a in split.attribute if a.name == "axis"), 0) != 2:
         return False
-    shape = graph.add_constant("packed.rows", np.array([0, 0, -1], dtype=np.int64))
+    shape = graph.ints("packed.rows", 0, 0, -1)
     packed = f"{node.output[0]}.qkv"
     attention = type(node)()
     attention.CopyFrom(node)
@@ -587,9 +591,7 @@ def add_outputs(model: Any, *, logits_bytes: int = _chunks.LOGITS_BYTES, part_by
     graph = Graph(model)
     vocab = int(model.graph.output[0].type.tensor_type.shape.dim[2].dim_value)
 
-    def ints(name: str, *values: int) -> str:
-        return graph.add_constant(name, np.array(values, dtype=np.int64))
-
+    ints = graph.ints
     zero, one, last, end = ints("i0", 0), ints("i1", 1), ints("im1", -1), ints("imax", np.iinfo(np.int64).max)
     node = graph.node
     # The last position predicts nothing that is asked for: it never enters the model.

@@ -169,8 +169,8 @@ def _quantize(graph: Graph, source: str, width: int, unscaled: dict[str, str], n
 
     Returns the names of the uint8 rows [..., K] and of the factors [..., 1] that their products are to be multiplied with.
     """
-    axis = graph.add_constant("int8.axis", np.array([-1], dtype=np.int64))
-    flat = graph.add_constant(f"int8.rows_of_{width}", np.array([-1, width], dtype=np.int64))
+    axis = graph.ints("int8.axis", -1)
+    flat = graph.ints(f"int8.rows_of_{width}", -1, width)
     step, zero = graph.add_constant("int8.step", _STEP), graph.add_constant("int8.zero", _ZERO)
 
     def name(part: str) -> str:
@@ -223,7 +223,7 @@ def _rewrite_tables(graph: Graph, tied: dict[str, tuple[str, str]]) -> None:
         stem, ids = node.output[0], node.input[1]
         if node.input[0] in tied:
             rows, scales = tied[node.input[0]]
-            last = graph.add_constant("int8.axis", np.array([-1], dtype=np.int64))
+            last = graph.ints("int8.axis", -1)
             scale_of_ids = [
                 graph.node("Gather", [scales, ids], [f"{stem}.flat_scale"], axis=0),
                 graph.node("Unsqueeze", [f"{stem}.flat_scale", last], [f"{stem}.row_scale"]),
