@@ -48,6 +48,9 @@ func (p *Prior) partTexts() [4]string {
 	line(2, "graph.opset", p.Graph.Opset)
 	line(2, "graph.attention", p.Graph.Attention)
 	line(2, "graph.min_positions", p.Graph.MinPositions)
+	if p.Graph.TF32 { // not in those of before, nor for the CPU
+		line(2, "graph.tf32", true)
+	}
 	line(2, "device", p.Device)
 	line(2, "dtype", p.DType)
 	line(3, "context_length", p.ContextLength)

@@ -54,6 +54,8 @@ type Graph struct {
 	Attention string `json:"attention"`
 	// MinPositions is the least length that rows are padded to: some kernels round otherwise below it. 0 is none.
 	MinPositions int `json:"min_positions"`
+	// TF32 says that a card may compute the graph's float32 products in TensorFloat-32.
+	TF32 bool `json:"tf32"`
 }
 
 // Memory says how many bytes a run needs beside the weights, about: for each position, for each pair of positions of a row

@@ -227,6 +227,7 @@ func TestFingerprint(t *testing.T) {
 		"bos.rule":            func(s map[string]any) { in(s, "bos")["rule"] = "never" },
 		"bos.id":              func(s map[string]any) { in(s, "bos")["id"] = 4 },
 		"graph.min_positions": func(s map[string]any) { in(s, "graph")["min_positions"] = 8 },
+		"graph.tf32":          func(s map[string]any) { in(s, "graph")["tf32"] = true },
 		"no bos.id":           func(s map[string]any) { s["bos"] = map[string]any{"rule": "never", "id": nil} },
 		"model":               func(s map[string]any) { in(in(s, "files"), ModelFile)["sha256"] = sum("other") },
 	} {

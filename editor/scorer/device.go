@@ -11,6 +11,10 @@ import (
 	"toedit/editor/prior"
 )
 
+// attentionKernels are ONNX Runtime's own for attention on a card: flash (1), memory-efficient (2), plain (16). By default it
+// takes cuDNN's where cuDNN is installed, and a row's scores would depend on that.
+const attentionKernels = "19"
+
 // device is where a session computes.
 type device struct {
 	cuda bool
@@ -56,8 +60,8 @@ func deviceOf(p *prior.Prior, asked string) (device, error) {
 	return device{}, fmt.Errorf(`device is %q, but must be "cpu", "cuda" or "cuda:N"`, asked)
 }
 
-// append puts the card in front of the session's providers.
-func (d device) append(so *ort.SessionOptions) error {
+// append puts the card in front of the session's providers. With tf32 float32 products may be computed in TensorFloat-32.
+func (d device) append(so *ort.SessionOptions, tf32 bool) error {
 	options, err := ort.NewCUDAProviderOptions()
 	if err != nil {
 		return d.missing(err)
@@ -66,7 +70,8 @@ func (d device) append(so *ort.SessionOptions) error {
 	err = options.Update(map[string]string{
 		"device_id":             strconv.Itoa(d.id),
 		"arena_extend_strategy": "kSameAsRequested", // not the next power of two: the trainer wants the card's memory
-		"use_tf32":              "0",                // the head is float32 for exactness' sake
+		"use_tf32":              flag(tf32),
+		"sdpa_kernel":           attentionKernels,
 	})
 	if err == nil {
 		err = so.AppendExecutionProviderCUDA(options)
@@ -77,16 +82,21 @@ func (d device) append(so *ort.SessionOptions) error {
 	return nil
 }
 
+func flag(on bool) string {
+	if on {
+		return "1"
+	}
+	return "0"
+}
+
 // missing says what a machine may lack that cannot run on a card.
 func (d device) missing(err error) error {
 	text := err.Error()
 	hint := "pip install 'toedit[cuda]' in place of 'toedit[cpu]'"
 	switch {
-	case strings.Contains(text, "cudnn"):
-		hint = "cuDNN 9 is missing: pip install nvidia-cudnn-cu12 (or -cu13, as onnxruntime-gpu was built)"
-	case strings.Contains(text, "libcublas"), strings.Contains(text, "libcudart"), strings.Contains(text, "libcufft"), strings.Contains(text, "libcurand"):
-		hint = "CUDA's libraries are missing: they come with torch for CUDA, or as pip packages (nvidia-cublas, nvidia-cuda-runtime, ...)"
-	case strings.Contains(text, "driver"), strings.Contains(text, "no CUDA-capable device"), strings.Contains(text, "CUDA failure 100"):
+	case strings.Contains(text, "libcudnn"), strings.Contains(text, "libcublas"), strings.Contains(text, "libcudart"), strings.Contains(text, "libcufft"), strings.Contains(text, "libcurand"):
+		hint = "CUDA's libraries are missing, or are of another version than onnxruntime-gpu was built with: pip install 'toedit[cuda]' brings them"
+	case strings.Contains(text, "libcuda.so"), strings.Contains(text, "driver"), strings.Contains(text, "no CUDA-capable device"), strings.Contains(text, "CUDA failure 100"):
 		hint = "the NVIDIA driver is missing or too old, or no card is visible (CUDA_VISIBLE_DEVICES)"
 	}
 	return &ErrRuntime{fmt.Sprintf("ONNX Runtime cannot use %s: %v. %s", d, err, hint)}

@@ -135,7 +135,7 @@ func openSession(p *prior.Prior, d device) (*ort.DynamicAdvancedSession, error) 
 		return nil, err
 	}
 	if d.cuda {
-		if err := d.append(so); err != nil {
+		if err := d.append(so, p.Graph.TF32); err != nil {
 			return nil, err
 		}
 	}

@@ -92,47 +92,46 @@ def build(graph: Graph, head: Head, vocab: int, logits_bytes: int, part_bytes: i
 
     They read ``targets`` int64 [B, T], ``k``, ``keep_low`` and ``keep_high``. A chunk's logits take *logits_bytes* at most, or
     what 8 rows take, whatever B and T. With *part_bytes* what follows a chunk's product is worked in parts of so many bytes
-    at most, or of one row.
+    at most, or of one row; None is for a card, which has no cache that a part could stay in.
     """
     from onnx import TensorProto
 
     node, ints = graph.node, graph.ints
     limit = max(_ROWS, logits_bytes // (4 * vocab) // _ROWS * _ROWS)
-    zero, one, last = ints("i0", 0), ints("i1", 1), ints("im1", -1)
-    multiple, below = ints("chunk.multiple", _ROWS), ints("chunk.below", _ROWS - 1)
+    zero, last = ints("i0", 0), ints("im1", -1)
     outside = [
         node("Reshape", ["targets", last], ["targets.flat"]),
-        node("Shape", ["targets.flat"], ["chunk.total"]),
-        # as few chunks as the limit allows, and all of one size
-        node("Add", ["chunk.total", ints("chunk.limit_below", limit - 1)], ["chunk.total.up"]),
-        node("Div", ["chunk.total.up", ints("chunk.limit", limit)], ["chunk.count"]),
-        node("Add", ["chunk.total", "chunk.count"], ["chunk.share"]),
-        node("Sub", ["chunk.share", one], ["chunk.share.up"]),
-        node("Div", ["chunk.share.up", "chunk.count"], ["chunk.least"]),
-        node("Add", ["chunk.least", below], ["chunk.least.up"]),
-        node("Div", ["chunk.least.up", multiple], ["chunk.multiples"]),
-        node("Mul", ["chunk.multiples", multiple], ["chunk.rows"]),
-        node("Squeeze", ["chunk.count", zero], ["chunk.trips"]),
-        node("Concat", [zero, "k"], ["chunk.no_rows"], axis=0),
-        node("Expand", [empty_table(graph), "chunk.no_rows"], ["chunk.no_logp"]),
-        node("Cast", ["chunk.no_logp"], ["chunk.no_ids"], to=TensorProto.INT32),
+        *_count(graph, "chunk.all", limit),
+        node("Squeeze", ["chunk.all.count", zero], ["chunk.trips"]),
+        # [0, k], of no rows: no shape is computed, which a card's kernels would do, and the run wait for it
+        node("TopK", ["chunk.no_logprobs", "k"], ["chunk.no_logp", "chunk.no_indices"], axis=-1),
+        node("Cast", ["chunk.no_indices"], ["chunk.no_ids"], to=TensorProto.INT32),
     ]
+    graph.add_constant("chunk.no_logprobs", np.zeros((0, vocab), dtype=np.float32))
     graph.add_constant(_NOTHING[0], np.zeros(0, dtype=np.float32))
     graph.add_constant(_NOTHING[1], np.zeros(0, dtype=np.int64))
     flat = {"targets": "targets.flat"}
     for name, width in head.cuts.items():
         flat[name] = f"{name}.rows"
         outside.append(node("Reshape", [name, ints(f"chunk.rows_of_{width}", -1, width)], [flat[name]]))
-    of_chunk = {name: f"{name}.chunk" for name in flat}
+    of_chunk, multiple = {name: f"{name}.chunk" for name in flat}, ints("chunk.multiple", _ROWS)
     inside = [
-        node("Mul", ["chunk.index", "chunk.rows"], ["chunk.start"]),
-        node("Add", ["chunk.start", "chunk.rows"], ["chunk.end"]),
+        # As few chunks as the limit allows, and all of one size. That is reckoned anew in each: what CUDA's provider gets from
+        # outside the body it takes for a value on the card, and would compute with there.
+        *_count(graph, "chunk", limit),
+        node("Add", ["chunk.total", "chunk.count"], ["chunk.share"]),
+        node("Sub", ["chunk.share", ints("i1", 1)], ["chunk.share.up"]),
+        node("Div", ["chunk.share.up", "chunk.count"], ["chunk.least"]),
+        node("Add", ["chunk.least", ints("chunk.below", _ROWS - 1)], ["chunk.least.up"]),
+        node("Div", ["chunk.least.up", multiple], ["chunk.multiples"]),
+        node("Mul", ["chunk.multiples", multiple], ["chunk.rows"]),
+        *_span(graph, "chunk", "chunk.rows"),
         *(node("Slice", [flat[name], "chunk.start", "chunk.end", zero], [of_chunk[name]]) for name in flat),
     ]
     if part_bytes is None:
         inside += _renamed(head.nodes, of_chunk)
         inside += [
-            *_answers(graph, head.nodes[-1].output[0], of_chunk["targets"], "chunk.start"),
+            *_answers(graph, head.nodes[-1].output[0], of_chunk["targets"], "chunk.start", on_card=True),
             *_append(graph, "chunk", "new"),
         ]
     else:
@@ -160,12 +159,11 @@ def _in_parts(graph: Graph, head: Head, of_chunk: dict[str, str], rows: int) -> 
     logits = head.nodes[-1].output[0]
     size, below = graph.ints("part.rows", rows), graph.ints("part.below", rows - 1)
     body = [
-        node("Mul", ["part.index", size], ["part.start"]),
-        node("Add", ["part.start", size], ["part.end"]),
+        *_span(graph, "part", size),
         node("Add", ["part.start", "chunk.start"], ["part.first"]),
         *(node("Slice", [value, "part.start", "part.end", zero], [of_part[name]]) for name, value in cut.items()),
         *_renamed(after, of_part),
-        *_answers(graph, of_part.get(logits, logits), of_part["targets"], "part.first"),
+        *_answers(graph, of_part.get(logits, logits), of_part["targets"], "part.first", on_card=False),
         *_append(graph, "part", "new"),
     ]
     return [
@@ -176,6 +174,26 @@ def _in_parts(graph: Graph, head: Head, of_chunk: dict[str, str], rows: int) -> 
         node("Squeeze", ["part.count", zero], ["part.trips"]),
         _loop(graph, "part", body, [f"part.{name}" for name in _ANSWERS]),
         *_append(graph, "chunk", "part"),
+    ]
+
+
+def _count(graph: Graph, stem: str, limit: int) -> list[Any]:
+    """The nodes that make ``<stem>.total``, the rows of ``targets.flat``, and ``<stem>.count``, how many chunks they make."""
+    return [
+        graph.node("Shape", ["targets.flat"], [f"{stem}.total"]),
+        graph.node("Add", [f"{stem}.total", graph.ints("chunk.limit_below", limit - 1)], [f"{stem}.total.up"]),
+        graph.node("Div", [f"{stem}.total.up", graph.ints("chunk.limit", limit)], [f"{stem}.count"]),
+    ]
+
+
+def _span(graph: Graph, level: str, rows: str) -> list[Any]:
+    """The nodes that make ``<level>.start`` and ``.end``, of a trip that takes *rows* rows behind those answered before.
+
+    Not of the trip's index: CUDA's provider would compute with it on the card, and wait for what comes of it. Shapes it knows.
+    """
+    return [
+        graph.node("Shape", [f"{level}.logp.before"], [f"{level}.start"]),
+        graph.node("Add", [f"{level}.start", rows], [f"{level}.end"]),
     ]
 
 
@@ -191,7 +209,20 @@ def _renamed(nodes: list[Any], names: dict[str, str]) -> list[Any]:
     return copies
 
 
-def _answers(graph: Graph, logits: str, targets: str, first: str) -> list[Any]:
+def inside_any(graph: Graph, *, on_card: bool) -> list[Any]:
+    """The nodes that make ``wanted`` [R] of ``inside`` [R, ranges]."""
+    from onnx import TensorProto
+
+    # CUDA's provider asks cuDNN for the largest of whole numbers; sums of float32 it makes itself, and counts are exact in it.
+    element, reduction = (TensorProto.FLOAT, "ReduceSum") if on_card else (TensorProto.INT32, "ReduceMax")
+    return [
+        graph.node("Cast", ["inside"], ["inside.number"], to=element),
+        graph.node(reduction, ["inside.number", graph.ints("im1", -1)], ["wanted.number"], keepdims=0),
+        graph.node("Cast", ["wanted.number"], ["wanted"], to=TensorProto.BOOL),
+    ]
+
+
+def _answers(graph: Graph, logits: str, targets: str, first: str, *, on_card: bool) -> list[Any]:
     """The nodes that make ``new.<answer>`` of *logits* [R, V] and *targets* [R]; the first row is the run's row *first*."""
     from onnx import TensorProto
 
@@ -203,9 +234,7 @@ def _answers(graph: Graph, logits: str, targets: str, first: str) -> list[Any]:
         node("GreaterOrEqual", ["logp.column", "keep_low"], ["above"]),
         node("LessOrEqual", ["logp.column", "keep_high"], ["below"]),
         node("And", ["above", "below"], ["inside"]),
-        node("Cast", ["inside"], ["inside.number"], to=TensorProto.INT32),
-        node("ReduceMax", ["inside.number", last], ["wanted.number"], keepdims=0),
-        node("Cast", ["wanted.number"], ["wanted"], to=TensorProto.BOOL),
+        *inside_any(graph, on_card=on_card),
         node("NonZero", ["wanted"], ["wanted.rows"]),
         node("Squeeze", ["wanted.rows", zero], ["wanted.row"]),
         # TopK of the wanted rows alone, though they are copied for it: with a quarter of the rows wanted that is 3 times as
@@ -246,8 +275,3 @@ def _loop(graph: Graph, level: str, nodes: list[Any], outputs: list[str]) -> Any
         [value(f"{level}.go_on", TensorProto.BOOL, []), *answers("after")],
     )
     return graph.node("Loop", [f"{level}.trips", "", *_NOTHING], outputs, body=body)
-
-
-def empty_table(graph: Graph) -> str:
-    """A float32 [0, 1] that expands to [0, k]."""
-    return graph.add_constant("chunk.empty_table", np.zeros((0, 1), dtype=np.float32))

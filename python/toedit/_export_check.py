@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from toedit import _cuda, _runtime
 from toedit._errors import PriorError
 
 __all__ = ["FP32_TOLERANCE", "Sample", "check", "is_causal", "sample"]
@@ -85,7 +86,7 @@ def _torch_logprobs(torch: Any, network: Any, row: list[int]) -> npt.NDArray[np.
 class _Graph:
     """The finished graph, in Python's ONNX Runtime."""
 
-    def __init__(self, path: Path, provider: str, context: int) -> None:
+    def __init__(self, path: Path, card: dict[str, str] | None, context: int) -> None:
         import onnxruntime
 
         self.context = context
@@ -94,9 +95,16 @@ class _Graph:
         options.log_severity_level = 3
         self.version = onnxruntime.__version__
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            if card is None:
+                providers: list[Any] = ["CPUExecutionProvider"]
+            else:
+                _cuda.preload(_runtime.library())
+                providers = [("CUDAExecutionProvider", card), "CPUExecutionProvider"]  # this one computes shapes
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:
             raise PriorError(f"ONNX Runtime {self.version} does not open the exported graph: {error}") from error
+        if card is not None and "CUDAExecutionProvider" not in self.session.get_providers():
+            raise PriorError(f"ONNX Runtime {self.version} sees a card and does not use it: see what it says above")
 
     def __call__(self, rows: _Rows, least: int) -> list[npt.NDArray[Any]]:
         feeds = {
@@ -127,7 +135,7 @@ def _least_positions(graph: _Graph, rows: _Rows) -> tuple[int, list[npt.NDArray[
 
 
 def check(
-    torch: Any, network: Any, path: Path, rows: Sample, *, context: int, exact: bool, provider: str = "CPUExecutionProvider"
+    torch: Any, network: Any, path: Path, rows: Sample, *, context: int, exact: bool, card: dict[str, str] | None = None
 ) -> tuple[dict[str, Any], int]:
     """Score the sample with torch and with the finished graph.
 
@@ -136,7 +144,7 @@ def check(
         path: the graph.
         context: the most positions of a row.
         exact: whether the graph must agree with torch to FP32_TOLERANCE (and not just be measured).
-        provider: ONNX Runtime's.
+        card: options of ONNX Runtime's CUDA provider, which then computes; None is the CPU.
 
     Returns:
         What prior.json keeps as "check": the differences of ln P on the rows of real text and the share of decisions at usual
@@ -145,8 +153,8 @@ def check(
     Raises:
         PriorError: the graph does not run, gives what is no number, disagrees with torch, or scores a row by its company.
     """
-    graph = _Graph(path, provider, context)
-    if provider == "CPUExecutionProvider":
+    graph = _Graph(path, card, context)
+    if card is None:
         least, together = _least_positions(graph, rows.rows)
     else:
         least, together = 0, graph(rows.rows, 0)

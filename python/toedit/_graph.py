@@ -530,48 +530,6 @@ def _same_table(graph: Graph, tables: list[tuple[str, str]]) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# half precision
-
-
-def float_head(model: Any) -> Any:
-    """Let a half-precision model's last product, and what is behind it, compute in float32.
-
-    A bfloat16 logit of 20 is off by up to 0.06, which would move every ln P near the threshold. Products of bfloat16 values are
-    exact in TensorFloat-32, so on a card this costs half of the product's speed and no more. Models that do something unknown
-    behind their last product stay as they are.
-    """
-    from onnx import TensorProto
-
-    graph = Graph(model)
-    found = _chunks.find(graph)
-    if found is None or found.nodes[0].op_type != "MatMul" or found.nodes[-1].op_type != "Cast":
-        return model
-    product, *between = found.nodes[:-1]
-    read = {side for node in between for side in node.input if graph.constant(side) is not None} | {product.input[1]}
-    values = {side: graph.constant(side) for side in read}
-    table = graph.maker.get(product.input[1])
-    if table is not None and table.op_type == "Transpose":  # of the embedding, where the two are tied
-        tied = graph.constant(table.input[0])
-        values[product.input[1]] = None if tied is None else tied.T
-    if any(value is None for value in values.values()):
-        return model
-    wide = {side: graph.add_constant(f"{side}.float", np.asarray(v, dtype=np.float32)) for side, v in values.items()}
-    hidden = f"{product.input[0]}.float"
-    wide[product.input[0]] = hidden
-    new = [graph.node("Cast", [product.input[0]], [hidden], to=TensorProto.FLOAT)]
-    for node in (product, *between):
-        copy = graph.node(node.op_type, [wide.get(side, side) for side in node.input], list(node.output))
-        copy.attribute.extend(a for a in node.attribute if a.name != "to")
-        if node.op_type == "Cast":
-            copy = graph.node("Identity", list(copy.input), list(node.output))
-        new.append(copy)
-    last = found.nodes[-1]
-    new.append(graph.node("Identity", [last.input[0]], list(last.output)))
-    graph.replace(found.nodes, new, last)
-    return graph.finish()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # outputs
 
 
@@ -584,7 +542,7 @@ def add_outputs(model: Any, *, logits_bytes: int = _chunks.LOGITS_BYTES, part_by
 
     A vocabulary of :data:`toedit._chunks.LARGE_VOCAB` ids or more is worked in chunks of rows whose logits take *logits_bytes*
     at most, if what lies behind the hidden states is known to work row by row; :func:`chunked` tells. What follows the
-    product is worked in parts of *part_bytes*, or, where that is None, a chunk at a time.
+    product is worked in parts of *part_bytes*; where that is None, for a card, a chunk at a time.
     """
     from onnx import TensorProto, helper
 
@@ -608,9 +566,7 @@ def add_outputs(model: Any, *, logits_bytes: int = _chunks.LOGITS_BYTES, part_by
         node("GreaterOrEqual", ["logp.flat", "keep_low"], ["above"]),
         node("LessOrEqual", ["logp.flat", "keep_high"], ["below"]),
         node("And", ["above", "below"], ["inside"]),
-        node("Cast", ["inside"], ["inside.number"], to=TensorProto.INT32),
-        node("ReduceMax", ["inside.number", last], ["wanted.number"], keepdims=0),
-        node("Cast", ["wanted.number"], ["wanted"], to=TensorProto.BOOL),
+        *_chunks.inside_any(graph, on_card=part_bytes is None),
         node("NonZero", ["wanted"], ["wanted.rows"]),
         node("Squeeze", ["wanted.rows", zero], ["topk_row"]),
         node("Reshape", ["logprobs", ints("rows", -1, vocab)], ["logprobs.rows"]),

@@ -23,7 +23,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from toedit import _blocks, _chunks, _export_check, _graph, _int8
+from toedit import _blocks, _card, _chunks, _export_check, _graph, _int8
 from toedit._errors import InputError, MissingDependencyError, PriorError
 from toedit._export_check import FP32_TOLERANCE
 from toedit._version import __version__
@@ -36,9 +36,8 @@ __all__ = ["FP32_TOLERANCE", "export", "main"]
 FORMAT = 1
 # protobuf refuses messages of 2 GiB; what is larger goes into a file of its own beside the model.
 _INLINE_LIMIT = 2**31 - 2**24
-# The dtypes of priors for CUDA, as torch calls them. Their logits are made in larger chunks: a card wants large products.
+# The dtypes of priors for CUDA, as torch calls them.
 _CUDA_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
-_CUDA_LOGITS_BYTES = 1 << 30
 _WEIGHTS_HASH = "weights.json"
 _BYTES = {"fp32": 4, "int8": 1, "bf16": 2, "fp16": 2}
 # About, on two cores: tracing, writing, and the check in torch and in ONNX Runtime.
@@ -349,7 +348,7 @@ def _write_graph(
     torch: Any, float_model: Any, folder: Path, settings: dict[str, Any], rows: _export_check.Sample, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Write model.onnx in the fastest form that is exact, and what is to be known of it into settings; returns the check."""
-    dtype, limit = settings["dtype"], settings["context_length"]
+    dtype, limit, tf32 = settings["dtype"], settings["context_length"], False
     for fused in (True, False):
         try:
             say("converting" if fused else "converting with the model's own attention")
@@ -372,16 +371,16 @@ def _write_graph(
     elif dtype in _CUDA_DTYPES:
         say(f"converting in {_CUDA_DTYPES[dtype]}")
         half = copy.deepcopy(float_model).to(getattr(torch, _CUDA_DTYPES[dtype]))
-        # A card has no cache that a part of the logits could stay in.
-        proto = _graph.add_outputs(_graph.float_head(_trace(half, fused)), logits_bytes=_CUDA_LOGITS_BYTES, part_bytes=None)
+        prepared, tf32 = _card.prepare(_trace(half, fused))
+        proto = _graph.add_outputs(prepared, logits_bytes=_card.LOGITS_BYTES, part_bytes=None)
         least = 0
-        check = _check_on_card(torch, float_model, proto, folder, rows, limit)
+        check = _check_on_card(torch, float_model, proto, folder, rows, limit, tf32)
     attention = _graph.attention_of(proto)
     if attention == "decomposed":
         say("attention is the model's own, in several operators: exact, and slower than a fused one")
     if float_model._can_set_experts_implementation():
         say("every expert is computed for every token: exact, and slower than a choice of them")
-    settings["graph"] = _graph_settings(proto, attention, least)
+    settings["graph"] = _graph_settings(proto, attention, least, tf32)
     settings["memory"] = _memory(float_model, proto, settings["vocab_size"], on_card=dtype in _CUDA_DTYPES)
     return check
 
@@ -407,23 +406,25 @@ def _checked(
 
 
 def _check_on_card(
-    torch: Any, network: Any, proto: Any, folder: Path, rows: _export_check.Sample, limit: int
+    torch: Any, network: Any, proto: Any, folder: Path, rows: _export_check.Sample, limit: int, tf32: bool
 ) -> dict[str, Any]:
     """Write the graph for a card, and check it where there is one."""
     import onnxruntime
 
     _write_model(proto, folder)
-    provider = "CUDAExecutionProvider"
-    if provider not in onnxruntime.get_available_providers() or not torch.cuda.is_available():
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers() or not torch.cuda.is_available():
         return {"not_run": "there was no CUDA device where this was exported; `make gpu-check` measures such priors on one"}
-    return _export_check.check(torch, network, folder / "model.onnx", rows, context=limit, exact=False, provider=provider)[0]
+    card = {"use_tf32": str(int(tf32))}
+    return _export_check.check(torch, network, folder / "model.onnx", rows, context=limit, exact=False, card=card)[0]
 
 
-def _graph_settings(proto: Any, attention: str, least: int) -> dict[str, Any]:
+def _graph_settings(proto: Any, attention: str, least: int, tf32: bool) -> dict[str, Any]:
     opset = next(o.version for o in proto.opset_import if o.domain == "")
     settings: dict[str, Any] = {"version": _graph.GRAPH_VERSION, "opset": opset, "attention": attention}
     if least:
         settings["min_positions"] = least
+    if tf32:
+        settings["tf32"] = True
     return settings
 
 
@@ -435,7 +436,7 @@ def _memory(network: Any, proto: Any, vocab: int, *, on_card: bool) -> dict[str,
     heads = int(getattr(config, "num_attention_heads", 0) or 1)
     chunked = _graph.chunked(proto)
     # Logits in chunks: on a card their log-softmax takes as much again, on the CPU a few parts' worth.
-    head = 2 * _CUDA_LOGITS_BYTES if on_card else _chunks.LOGITS_BYTES + 4 * _chunks.PART_BYTES
+    head = 2 * _card.LOGITS_BYTES if on_card else _chunks.LOGITS_BYTES + 4 * _chunks.PART_BYTES
     # Runs that stay whole have 512 positions at most, and little for each pair of them.
     blocks = _blocks.BLOCKS if _blocks.are_in(proto) else 1
     return {

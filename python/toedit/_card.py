@@ -1,0 +1,118 @@
+"""What the graph of a prior for a card (bfloat16 or float16, ONNX Runtime's CUDA provider) has that others have not.
+
+:func:`prepare` works on the graph with logits. What its kernels ask for was found by opening and running graphs with the
+provider itself; ``tests/card`` does so without a card.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from toedit import _chunks
+from toedit._graph import Graph
+
+LOGITS_BYTES = 1 << 30
+"""The most bytes of logits at a time: a card wants large products. Their log-softmax takes as much again."""
+
+_PRODUCTS = frozenset({"Attention", "Conv", "Einsum", "Gemm", "MatMul"})
+
+
+def prepare(model: Any) -> tuple[Any, bool]:
+    """Rewrite a half-precision ``context -> logits`` graph for a card.
+
+    Returns the graph, and whether all its float32 products are exact in TensorFloat-32, so that they may be computed in it.
+    """
+    graph = Graph(model)
+    types = _element_types(graph)
+    exact = not any(_is_float_product(node, types) for node in graph.nodes)
+    _wide_norms(graph, types)
+    _caches(graph)
+    return _float_head(graph.finish()), exact
+
+
+def _element_types(graph: Graph) -> dict[str, int]:
+    """Element types of values; of operators that are not known here, that of their first input."""
+    from onnx import TensorProto
+
+    types = {i.name: int(i.data_type) for i in graph.model.graph.initializer}
+    types.update({i.name: int(i.type.tensor_type.elem_type) for i in graph.model.graph.input})
+    for node in graph.nodes:
+        known = [types.get(name, 0) for name in node.input if name]
+        if node.op_type in ("Cast", "Constant"):
+            values = [a.t.data_type if a.name == "value" else a.i for a in node.attribute if a.name in ("to", "value")]
+            element = int(values[0]) if values else 0
+        elif node.op_type == "Shape":
+            element = int(TensorProto.INT64)
+        elif node.op_type in ("RMSNormalization", "Where"):
+            element = known[1]  # of the scale; of what is chosen
+        else:
+            element = known[0] if known else 0
+        types.update(dict.fromkeys(node.output, element))
+    return types
+
+
+def _is_float_product(node: Any, types: dict[str, int]) -> bool:
+    from onnx import TensorProto
+
+    return node.op_type in _PRODUCTS and TensorProto.FLOAT in [types.get(name) for name in node.input[:2]]
+
+
+def _wide_norms(graph: Graph, types: dict[str, int]) -> None:
+    """Give norms whose scale is in float32 their vectors in float32: they compute in it, and CUDA's kernel wants one type."""
+    for node in [n for n in graph.nodes if n.op_type == "RMSNormalization"]:
+        vectors, scale = node.input[:2]
+        if types.get(scale) != types.get(vectors):
+            wide = f"{node.output[0]}.wide"
+            cast = graph.node("Cast", [vectors], [wide], to=types[scale])
+            copy = type(node)()
+            copy.CopyFrom(node)
+            copy.input[0] = wide
+            graph.replace([node], [cast, copy], node)
+
+
+def _caches(graph: Graph) -> None:
+    """Give every GroupQueryAttention the cache that CUDA's kernel insists on writing, though nothing reads it."""
+    for node in graph.nodes:
+        if node.op_type == "GroupQueryAttention":
+            stem = node.output[0]
+            node.output.extend([f"{stem}.present_key", f"{stem}.present_value"])
+
+
+def _float_head(model: Any) -> Any:
+    """Let a half-precision model's last product, and what is behind it, compute in float32.
+
+    A bfloat16 logit of 20 is off by up to 0.06, which would move every ln P near the threshold. Products of bfloat16 values are
+    exact in TensorFloat-32, so on a card this costs half of the product's speed and no more. Models that do something unknown
+    behind their last product stay as they are.
+    """
+    from onnx import TensorProto
+
+    graph = Graph(model)
+    found = _chunks.find(graph)
+    if found is None or found.nodes[0].op_type != "MatMul" or found.nodes[-1].op_type != "Cast":
+        return model
+    product, *between = found.nodes[:-1]
+    read = {side for node in between for side in node.input if graph.constant(side) is not None} | {product.input[1]}
+    values = {side: graph.constant(side) for side in read}
+    table = graph.maker.get(product.input[1])
+    if table is not None and table.op_type == "Transpose":  # of the embedding, where the two are tied
+        tied = graph.constant(table.input[0])
+        values[product.input[1]] = None if tied is None else tied.T
+    if any(value is None for value in values.values()):
+        return model
+    wide = {side: graph.add_constant(f"{side}.float", np.asarray(v, dtype=np.float32)) for side, v in values.items()}
+    hidden = f"{product.input[0]}.float"
+    wide[product.input[0]] = hidden
+    new = [graph.node("Cast", [product.input[0]], [hidden], to=TensorProto.FLOAT)]
+    for node in (product, *between):
+        copy = graph.node(node.op_type, [wide.get(side, side) for side in node.input], list(node.output))
+        copy.attribute.extend(a for a in node.attribute if a.name != "to")
+        if node.op_type == "Cast":
+            copy = graph.node("Identity", list(copy.input), list(node.output))
+        new.append(copy)
+    last = found.nodes[-1]
+    new.append(graph.node("Identity", [last.input[0]], list(last.output)))
+    graph.replace(found.nodes, new, last)
+    return graph.finish()
