@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. PYTHON chooses the interpreter that the environment is made with.
 .DEFAULT_GOAL := help
-.PHONY: help env build demo examples test test-oldest lint bench gpu-check fuzz wheel c clean
+.PHONY: help env build demo examples test test-oldest test-card lint bench gpu-check fuzz wheel c clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -77,6 +77,11 @@ test-oldest: $(VENV)/.go ## run pytest with the oldest versions that pyproject.t
 	.venv-oldest/bin/python -m pip install -q -c tests/oldest.txt '.[cpu,torch]' polars pytest pytest-timeout pytest-xdist xxhash
 	.venv-oldest/bin/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder --ignore tests/test_build.py
 
+# ONNX Runtime's CUDA provider over libraries that stand in for NVIDIA's (tests/card): all but the values that a card computes.
+test-card: env ## run pytest's tests of priors for a card, which need no card, with onnxruntime-gpu in .card
+	test -d .card/onnxruntime || $(BIN)/python -m pip install -q --no-deps --target .card 'onnxruntime-gpu>=1.31,<1.34'
+	TOEDIT_CARD_RUNTIME=$(CURDIR)/.card $(BIN)/python -m pytest -n $(TESTERS) tests/test_card.py
+
 lint: env ## check formatting, types and style
 	@unformatted=$$($$($(BIN)/go env GOROOT)/bin/gofmt -l editor capi gobridge); \
 	test -z "$$unformatted" || { echo "gofmt -w is due in: $$unformatted"; exit 1; }
@@ -113,6 +118,6 @@ c: $(VENV)/.go ## build libtoedit for C programs into dist/c/
 	cp capi/toedit.h dist/c/
 
 clean: ## remove everything that was built
-	rm -rf $(VENV) .venv-oldest _gen dist build python/toedit.egg-info python/toedit/_gobridge*.so
+	rm -rf $(VENV) .venv-oldest .card _gen dist build python/toedit.egg-info python/toedit/_gobridge*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf .mypy_cache .pytest_cache .ruff_cache

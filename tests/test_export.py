@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -33,6 +34,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -490,7 +493,10 @@ def test_a_prior_for_cuda(tiny: tuple[Any, Any], tmp_path: Path, dtype: Any, ele
     onnx.checker.check_model(proto)
     types = {i.name: i.data_type for i in proto.graph.initializer}
     makers = {name: node for node in proto.graph.node for name in node.output}
-    assert [node.op_type for node in proto.graph.node].count("GroupQueryAttention") == 1
+    assert settings["graph"]["tf32"] is True  # the head's values are exact in it
+    (attention,) = [node for node in proto.graph.node if node.op_type == "GroupQueryAttention"]
+    assert len(attention.output) == 3  # what CUDA's kernel insists on writing
+    assert "ReduceMax" not in {node.op_type for node in proto.graph.node}  # which it leaves to cuDNN
     head = makers[makers["logprobs"].input[0]]
     while head.op_type == "Identity":
         head = makers[head.input[0]]
@@ -507,6 +513,38 @@ def test_a_prior_for_cuda(tiny: tuple[Any, Any], tmp_path: Path, dtype: Any, ele
     ]
     with pytest.raises(toedit.Error, match=r"no CUDA provider|cannot use cuda|was exported for CUDA"):
         toedit.Prior(folder, device="cpu").score([[1, 2]])
+
+
+def test_products_in_float32_keep_a_card_from_tensorfloat_32(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    class Wide(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(x.float(), self.weight.float()).to(x.dtype)
+
+    model, tokenizer = tiny
+    model = copy.deepcopy(model)
+    inner = model.model.layers[0].mlp.gate_proj
+    model.model.layers[0].mlp.gate_proj = Wide(inner.in_features, inner.out_features, bias=False)
+    folder = export(model, tmp_path / "prior", tokenizer=tokenizer, dtype="bf16")
+    assert "tf32" not in json.loads((folder / "prior.json").read_text())["graph"]
+    proto = onnx.load(folder / "model.onnx")
+    onnx.checker.check_model(proto)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_norms_in_float32_read_float32(tmp_path: Path, tiny: tuple[Any, Any], dtype: Any) -> None:
+    """CUDA's kernel of RMSNormalization wants the vectors and the scale in one type; OLMo 2 and Gemma scale in float32."""
+    _, tokenizer = tiny
+    config = Olmo2Config(vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
+    folder = export(Olmo2ForCausalLM(config), tmp_path / "prior", tokenizer=tokenizer, dtype=dtype)
+    proto = onnx.load(folder / "model.onnx")
+    types = {i.name: i.data_type for i in proto.graph.initializer}
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    norms = [node for node in proto.graph.node if node.op_type == "RMSNormalization"]
+    assert len(norms) == 5
+    for norm in norms:
+        before = makers[norm.input[0]]
+        assert (types[norm.input[1]], before.op_type) == (onnx.TensorProto.FLOAT, "Cast")
+        assert before.attribute[0].i == onnx.TensorProto.FLOAT
 
 
 def test_the_head_of_a_large_vocabulary(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,8 @@ func (d device) missing(err error) error {
 	switch {
 	case strings.Contains(text, "libcudnn"), strings.Contains(text, "libcublas"), strings.Contains(text, "libcudart"), strings.Contains(text, "libcufft"), strings.Contains(text, "libcurand"):
 		hint = "CUDA's libraries are missing, or are of another version than onnxruntime-gpu was built with: pip install 'toedit[cuda]' brings them"
+	case strings.Contains(text, "Invalid device ID"):
+		hint = "there is no such card, or it is not visible (CUDA_VISIBLE_DEVICES)"
 	case strings.Contains(text, "libcuda.so"), strings.Contains(text, "driver"), strings.Contains(text, "no CUDA-capable device"), strings.Contains(text, "CUDA failure 100"):
 		hint = "the NVIDIA driver is missing or too old, or no card is visible (CUDA_VISIBLE_DEVICES)"
 	}
@@ -145,15 +147,28 @@ func (t *thread) close() {
 	}
 }
 
-// warm makes a run of every shape, so that kernels are chosen and memory is taken before training begins.
+// warm makes a run of every shape, so that kernels are chosen and memory is taken before training begins. Where there is no
+// memory for a shape, half of its rows make the shape, and so on: that of every run to come.
 func (s *Scorer) warm() error {
+	s.shapes.most = map[int]int{}
 	for length := s.shapes.length(1); ; length = s.shapes.length(length + 1) {
-		j := &Job{scorer: s, req: Request{Rows: [][]uint32{make([]uint32, length)}, K: 1}, active: map[*ort.RunOptions]struct{}{}}
-		j.begin()
-		j.pieces = []piece{{window: window{first: 1, end: length}}}
-		err := j.compute(run{pieces: []int{0}, length: length, batch: s.shapes.rows(length)}, func(*tensors) error { return nil })
+		rows := s.shapes.rows(length)
+		err := s.try(rows, length)
+		for ; rows > 1 && outOfMemory(err); err = s.try(rows, length) {
+			rows /= 2
+			s.shapes.most[length] = rows
+			s.halved.Add(1)
+		}
 		if err != nil || length == s.shapes.context {
 			return err
 		}
 	}
+}
+
+// try makes a run of a shape, of ids that do not matter.
+func (s *Scorer) try(rows, length int) error {
+	j := &Job{scorer: s, req: Request{Rows: [][]uint32{make([]uint32, length)}, K: 1}, active: map[*ort.RunOptions]struct{}{}}
+	j.begin()
+	j.pieces = []piece{{window: window{first: 1, end: length}}}
+	return j.compute(run{pieces: []int{0}, length: length, batch: rows}, func(*tensors) error { return nil })
 }

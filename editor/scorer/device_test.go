@@ -14,6 +14,7 @@ func TestWhatIsMissing(t *testing.T) {
 		"Failed to load library libonnxruntime_providers_cuda.so with error: libcuda.so.1: cannot open shared object file":    "the NVIDIA driver is missing",
 		"CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version":                                       "the NVIDIA driver is missing or too old",
 		"cuDNN is unavailable for CUDA Execution Provider: dlopen failed for libcudnn.so":                                     "pip install 'toedit[cuda]' brings them",
+		"Invalid device ID: 1, must be between 0 (inclusive) and 1 (exclusive)":                                               "there is no such card",
 		"CUDA execution provider is not enabled in this build":                                                                "pip install 'toedit[cuda]' in place of 'toedit[cpu]'",
 	} {
 		err := device{cuda: true, id: 1}.missing(errors.New(text))

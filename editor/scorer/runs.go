@@ -27,6 +27,7 @@ type shapes struct {
 	fixed   bool  // one shape for each length bucket, so that kernels and their rounding follow from the piece alone
 	memory  int64 // bytes that one run may take, about; at least one row is run whatever it takes
 	need    func(rows, length int) int64
+	most    map[int]int // rows of a length that there was memory for, where that is fewer than memory lets expect
 }
 
 // run is a set of pieces that go through the model together.
@@ -58,6 +59,9 @@ func (s *shapes) rows(length int) int {
 	rows := max(1, budget/length)
 	for rows > 1 && s.need(rows, length) > s.memory {
 		rows /= 2
+	}
+	if most, ok := s.most[length]; ok {
+		rows = min(rows, most)
 	}
 	return rows
 }

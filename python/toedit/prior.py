@@ -298,9 +298,11 @@ class Prior:
         stats = self.stats()
         if stats["halved"] or stats["waited"]:
             self._short_of_memory = True
+            # A card's products may round otherwise in another shape.
+            same = "the same" if self.describe()["device"] == "cpu" else "the same but for rounding"
             warnings.warn(
                 "there was no memory for a run of the model, so it was made in halves or after those of other threads; the "
-                "scores are the same. A memory_limit for the prior, or fewer threads, saves the attempt",
+                f"scores are {same}. A memory_limit for the prior, or fewer threads, saves the attempt",
                 MemoryWarning,
                 stacklevel=_level_of_caller(),
             )
