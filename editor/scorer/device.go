@@ -1,6 +1,7 @@
 package scorer
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"strconv"
@@ -74,7 +75,8 @@ func (d device) append(so *ort.SessionOptions, tf32 bool) error {
 		"sdpa_kernel":           attentionKernels,
 	})
 	if err == nil {
-		err = so.AppendExecutionProviderCUDA(options)
+		// Patterns would ask for all of a shape's memory in one piece, beside the pieces of the shapes before: twice as much.
+		err = errors.Join(so.SetMemPattern(false), so.AppendExecutionProviderCUDA(options))
 	}
 	if err != nil {
 		return d.missing(err)

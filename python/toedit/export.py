@@ -371,6 +371,7 @@ def _write_graph(
     elif dtype in _CUDA_DTYPES:
         say(f"converting in {_CUDA_DTYPES[dtype]}")
         half = copy.deepcopy(float_model).to(getattr(torch, _CUDA_DTYPES[dtype]))
+        _card.fuse_activations(half)
         prepared, tf32 = _card.prepare(_trace(half, fused))
         proto = _graph.add_outputs(prepared, logits_bytes=_card.LOGITS_BYTES, part_bytes=None)
         least = 0

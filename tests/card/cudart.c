@@ -6,7 +6,7 @@
  *
  * Environment: TOEDIT_CARDS, how many there are (1); TOEDIT_CARD_MEMORY, the bytes of memory; TOEDIT_CARD_COUNT, what the
  * provider reads when it copies four bytes to the host, which is how it learns the number of NonZero's positions (0);
- * TOEDIT_CARD_LOG, a file that every launch and every copy to the host is written to.
+ * TOEDIT_CARD_LOG, a file that launches, copies to the host and every new height of the memory in use are written to.
  */
 #include <malloc.h>
 #include <pthread.h>
@@ -19,7 +19,7 @@ typedef struct { unsigned x, y, z; } dim3;
 typedef int error;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static size_t used;
+static size_t used, peak;
 
 static long long setting(const char *name, long long otherwise) {
     const char *value = getenv(name);
@@ -36,6 +36,12 @@ void card_log(const char *what, const char *which) {
         fclose(file);
     }
     pthread_mutex_unlock(&lock);
+}
+
+static void log_size(const char *what, size_t size) {
+    char bytes[32];
+    snprintf(bytes, sizeof bytes, "%zu", size);
+    card_log(what, bytes);
 }
 
 /* The card: as an H200 describes itself, where the provider asks. Offsets of cudaDeviceProp in CUDA 13's headers. */
@@ -119,7 +125,10 @@ static error give(void **p, size_t size) {
     int fits = used + size <= (size_t)memory();
     *p = fits ? calloc(1, size ? size : 1) : NULL;
     if (*p) used += malloc_usable_size(*p);
+    int higher = used > peak;
+    if (higher) peak = used;
     pthread_mutex_unlock(&lock);
+    if (higher) log_size("memory", peak);
     return *p ? SUCCESS : (last = OUT_OF_MEMORY);
 }
 error cudaMalloc(void **p, size_t size) { return give(p, size); }
@@ -141,9 +150,7 @@ error cudaMemGetInfo(size_t *free_bytes, size_t *all) {
 error cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream) {
     (void)stream;
     if (kind == TO_HOST) {
-        char bytes[32];
-        snprintf(bytes, sizeof bytes, "%zu", size);
-        card_log("to_host", bytes);
+        log_size("to_host", size);
         if (size > 1) { /* one byte is a condition, which was copied here and not computed */
             memset(to, 0, size);
             if (size == 4) *(int *)to = (int)setting("TOEDIT_CARD_COUNT", 0);

@@ -11,13 +11,14 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 _BEHAVIOUR = ("cudart.c", "cublas.c")
-DRIVER = "libcuda.so.1"
+DRIVER, CUDNN = "libcuda.so.1", "libcudnn.so.9"
 
 
 def build(provider: Path, out: Path) -> dict[str, str]:
     """Build them for *provider* (libonnxruntime_providers_cuda.so, for CUDA 13) under the folder *out*.
 
-    Returns the environment that a process needs to find them: as pip's packages, where toedit looks, and as the driver.
+    Returns the environment that a process needs to find them: as pip's packages, where toedit looks, and but for cuDNN in the
+    loader's path, for a process without toedit.
     """
     listing = subprocess.run(["nm", "-D", "--undefined-only", provider], capture_output=True, text=True, check=True).stdout
     wanted: dict[str, set[str]] = defaultdict(set)
@@ -28,13 +29,15 @@ def build(provider: Path, out: Path) -> dict[str, str]:
     wanted[DRIVER] = set(re.findall(r" U (cu[A-Z]\w+)$", listing, re.MULTILINE))
     wanted["libcurand.so.10"] |= set()
     # cuDNN is opened by name, and its functions are looked up by theirs.
-    wanted["libcudnn.so.9"] = {name.decode() for name in re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", provider.read_bytes())}
-    packages, driver = out / "site" / "nvidia" / "stand_in" / "lib", out / "driver"
-    packages.mkdir(parents=True)
-    driver.mkdir()
+    wanted[CUDNN] = {name.decode() for name in re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", provider.read_bytes())}
+    packages = out / "site" / "nvidia"
+    folders = {DRIVER: out / "driver", CUDNN: packages / "stand_in_cudnn" / "lib"}
+    others = packages / "stand_in" / "lib"
+    for folder in (*folders.values(), others):
+        folder.mkdir(parents=True)
     for library, names in wanted.items():
-        _library((driver if library == DRIVER else packages) / library, names)
-    return {"PYTHONPATH": str(out / "site"), "LD_LIBRARY_PATH": str(driver)}
+        _library(folders.get(library, others) / library, names)
+    return {"PYTHONPATH": str(out / "site"), "LD_LIBRARY_PATH": f"{folders[DRIVER]}:{others}"}
 
 
 def _library(path: Path, names: set[str]) -> None:
