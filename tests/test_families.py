@@ -16,10 +16,13 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime", exc_type=ImportError, reason="exporting needs onnxruntime, which cannot be imported here")
 
+import onnx
+import onnxruntime
 import torch
 import transformers
 from transformers import AutoTokenizer
 
+from toedit import _card, _chunks, _graph
 from toedit.export import FP32_TOLERANCE, export
 
 SOURCE = Path(__file__).parents[1] / "python" / "prior"
@@ -172,3 +175,51 @@ def test_what_does_not_convert_says_what_does(tmp_path: Path) -> None:
         next(model.parameters())[0, 0] += 1
     other = export(model, tmp_path / "other", tokenizer=tokenizer, graph=False, max_length=CONTEXT)
     assert toedit.Prior(other).fingerprint != prior.fingerprint
+
+
+def widened(path: Path) -> bytes:
+    """The graph of a bfloat16 prior with float32 in the place of bfloat16, which the CPU can run: rounded weights, no more."""
+    proto = onnx.load(path)
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.BFLOAT16:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    for node in _graph._all_nodes(proto.graph.node):
+        for attribute in node.attribute:
+            if attribute.name == "to" and attribute.i == onnx.TensorProto.BFLOAT16:
+                attribute.i = onnx.TensorProto.FLOAT
+            if attribute.t.data_type == onnx.TensorProto.BFLOAT16:
+                attribute.t.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(attribute.t).astype(np.float32)))
+    del proto.graph.value_info[:]
+    return bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize("large", [_chunks.LARGE_VOCAB, 8])
+@pytest.mark.parametrize("family", ["gpt2", "llama3", "qwen2", "qwen3", "olmo2", "gemma2", "phi", "opt", "falcon", "mixtral"])
+def test_the_graph_for_a_card_says_what_torch_does(
+    family: str, large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_chunks, "LARGE_VOCAB", large)
+    monkeypatch.setattr(_card, "LOGITS_BYTES", 48 * 4 * VOCABULARY)  # several chunks
+    model = random_model(family)
+    tokenizer = AutoTokenizer.from_pretrained(SOURCE)
+    folder = export(model, tmp_path / "prior", tokenizer=tokenizer, bos="always", max_length=CONTEXT, dtype="bf16")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(widened(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16().float())
+    ids = np.random.default_rng(7).integers(VOCABULARY, size=(3, 60))
+    with torch.inference_mode():
+        logprobs = torch.log_softmax(model(input_ids=torch.tensor(ids[:, :-1])).logits.double(), -1).numpy()
+    want = np.take_along_axis(logprobs, ids[:, 1:, None], 2)[..., 0]
+    low, high = np.float32([-3, -6, -9]), np.float32([0, -4, -7])
+    outputs = session.run(None, {"input_ids": ids, "k": np.array([6]), "keep_low": low, "keep_high": high})
+    logp, where, topk_ids, topk_logp = map(np.asarray, outputs)
+    np.testing.assert_allclose(logp, want, atol=2e-4, rtol=0)
+    wanted = ((logp[..., None] >= low) & (logp[..., None] <= high)).any(-1)
+    assert 10 < wanted.sum() < wanted.size - 10
+    np.testing.assert_array_equal(where, np.flatnonzero(wanted))
+    of_wanted = logprobs[wanted]
+    np.testing.assert_allclose(topk_logp, -np.sort(-of_wanted, axis=1)[:, :6], atol=1e-2, rtol=1e-3)
+    np.testing.assert_allclose(np.take_along_axis(of_wanted, topk_ids.astype(np.int64), 1), topk_logp, atol=1e-2, rtol=1e-3)

@@ -6,6 +6,7 @@ provider itself; ``tests/card`` does so without a card.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,25 @@ LOGITS_BYTES = 1 << 30
 _PRODUCTS = frozenset({"Attention", "Conv", "Einsum", "Gemm", "MatMul"})
 
 
-def fuse_activations(network: Any) -> None:
-    """Let a torch model, changed in place, name GELU's tanh form where it writes it out.
+def half_precision(network: Any, dtype: str) -> Any:
+    """A copy of a float32 torch model in *dtype*, in the form that a graph for a card is traced from.
 
-    ONNX Runtime knows the written form in float32 and float16 and leaves it in seven operators in bfloat16.
+    Its parameters are rounded, and not what it reckons with: a rotary embedding's frequencies, rounded to bfloat16, turn the
+    thousandth position by radians. Where it writes GELU's tanh form out it names it: ONNX Runtime knows the written form in
+    float32 and float16 and leaves it in seven operators in bfloat16.
     """
     import torch
     from transformers import activations
 
-    written_out = (activations.NewGELUActivation, activations.FastGELUActivation)
-    for name, module in list(network.named_modules()):
-        if isinstance(module, written_out):
-            network.set_submodule(name, torch.nn.GELU(approximate="tanh"))
+    half = copy.deepcopy(network).to(getattr(torch, dtype))
+    for name, module in list(half.named_modules()):
+        before = network.get_submodule(name)
+        for buffer in module._non_persistent_buffers_set:  # those that checkpoints do not hold
+            if (value := before._buffers[buffer]) is not None:
+                module._buffers[buffer] = value.clone()
+        if isinstance(module, activations.NewGELUActivation | activations.FastGELUActivation):
+            half.set_submodule(name, torch.nn.GELU(approximate="tanh"))
+    return half
 
 
 def prepare(model: Any) -> tuple[Any, bool]:

@@ -370,9 +370,7 @@ def _write_graph(
         check, least = _checked(torch, float_model, proto, folder, rows, limit, exact=False)
     elif dtype in _CUDA_DTYPES:
         say(f"converting in {_CUDA_DTYPES[dtype]}")
-        half = copy.deepcopy(float_model).to(getattr(torch, _CUDA_DTYPES[dtype]))
-        _card.fuse_activations(half)
-        prepared, tf32 = _card.prepare(_trace(half, fused))
+        prepared, tf32 = _card.prepare(_trace(_card.half_precision(float_model, _CUDA_DTYPES[dtype]), fused))
         proto = _graph.add_outputs(prepared, logits_bytes=_card.LOGITS_BYTES, part_bytes=None)
         least = 0
         check = _check_on_card(torch, float_model, proto, folder, rows, limit, tf32)
