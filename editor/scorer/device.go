@@ -98,6 +98,8 @@ func (d device) missing(err error) error {
 	switch {
 	case strings.Contains(text, "libcudnn"), strings.Contains(text, "libcublas"), strings.Contains(text, "libcudart"), strings.Contains(text, "libcufft"), strings.Contains(text, "libcurand"):
 		hint = "CUDA's libraries are missing, or are of another version than onnxruntime-gpu was built with: pip install 'toedit[cuda]' brings them"
+	case strings.Contains(text, "CUDA failure 3:"):
+		hint = "CUDA does not survive a fork: start workers by spawn or forkserver, or score in the training process (toedit.torch.EditingLoader, or scores that are stored)"
 	case strings.Contains(text, "Invalid device ID"):
 		hint = "there is no such card, or it is not visible (CUDA_VISIBLE_DEVICES)"
 	case strings.Contains(text, "libcuda.so"), strings.Contains(text, "driver"), strings.Contains(text, "no CUDA-capable device"), strings.Contains(text, "CUDA failure 100"):
