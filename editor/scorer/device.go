@@ -96,7 +96,9 @@ func (d device) missing(err error) error {
 	text := err.Error()
 	hint := "pip install 'toedit[cuda]' in place of 'toedit[cpu]'"
 	switch {
-	case strings.Contains(text, "libcudnn"), strings.Contains(text, "libcublas"), strings.Contains(text, "libcudart"), strings.Contains(text, "libcufft"), strings.Contains(text, "libcurand"):
+	case strings.Contains(text, "libcudnn"):
+		hint = "an operator of this prior needs cuDNN 9, for the CUDA that onnxruntime-gpu was built with: pip install nvidia-cudnn-cu13"
+	case strings.Contains(text, "libcublas"), strings.Contains(text, "libcudart"), strings.Contains(text, "libcufft"), strings.Contains(text, "libcurand"):
 		hint = "CUDA's libraries are missing, or are of another version than onnxruntime-gpu was built with: pip install 'toedit[cuda]' brings them"
 	case strings.Contains(text, "CUDA failure 3:"):
 		hint = "CUDA does not survive a fork: start workers by spawn or forkserver, or score in the training process (toedit.torch.EditingLoader, or scores that are stored)"

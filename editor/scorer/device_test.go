@@ -13,7 +13,7 @@ func TestWhatIsMissing(t *testing.T) {
 		"Failed to load library libonnxruntime_providers_cuda.so with error: libcurand.so.10: cannot open shared object file": "pip install 'toedit[cuda]' brings them",
 		"Failed to load library libonnxruntime_providers_cuda.so with error: libcuda.so.1: cannot open shared object file":    "the NVIDIA driver is missing",
 		"CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version":                                       "the NVIDIA driver is missing or too old",
-		"cuDNN is unavailable for CUDA Execution Provider: dlopen failed for libcudnn.so":                                     "pip install 'toedit[cuda]' brings them",
+		"cuDNN is unavailable for CUDA Execution Provider: dlopen failed for libcudnn.so":                                     "pip install nvidia-cudnn-cu13",
 		"CUDA failure 3: initialization error":                                  "start workers by spawn",
 		"Invalid device ID: 1, must be between 0 (inclusive) and 1 (exclusive)": "there is no such card",
 		"CUDA execution provider is not enabled in this build":                  "pip install 'toedit[cuda]' in place of 'toedit[cpu]'",

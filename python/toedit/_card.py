@@ -31,7 +31,7 @@ def half_precision(network: Any, dtype: str) -> Any:
     from transformers import activations
 
     half = copy.deepcopy(network).to(getattr(torch, dtype))
-    for name, module in list(half.named_modules()):
+    for name, module in list(half.named_modules(remove_duplicate=False)):
         before = network.get_submodule(name)
         for buffer in module._non_persistent_buffers_set:  # those that checkpoints do not hold
             if (value := before._buffers[buffer]) is not None:
@@ -88,10 +88,7 @@ def _wide_norms(graph: Graph, types: dict[str, int]) -> None:
         if types.get(scale) != types.get(vectors):
             wide = f"{node.output[0]}.wide"
             cast = graph.node("Cast", [vectors], [wide], to=types[scale])
-            copy = type(node)()
-            copy.CopyFrom(node)
-            copy.input[0] = wide
-            graph.replace([node], [cast, copy], node)
+            graph.replace([node], [cast, *_chunks.renamed([node], {vectors: wide})], node)
 
 
 def _caches(graph: Graph) -> None:
@@ -129,11 +126,8 @@ def _float_head(model: Any) -> Any:
     wide[product.input[0]] = hidden
     new = [graph.node("Cast", [product.input[0]], [hidden], to=TensorProto.FLOAT)]
     for node in (product, *between):
-        copy = graph.node(node.op_type, [wide.get(side, side) for side in node.input], list(node.output))
-        copy.attribute.extend(a for a in node.attribute if a.name != "to")
-        if node.op_type == "Cast":
-            copy = graph.node("Identity", list(copy.input), list(node.output))
-        new.append(copy)
+        (wider,) = _chunks.renamed([node], wide)
+        new.append(graph.node("Identity", list(wider.input), list(node.output)) if node.op_type == "Cast" else wider)
     last = found.nodes[-1]
     new.append(graph.node("Identity", [last.input[0]], list(last.output)))
     graph.replace(found.nodes, new, last)

@@ -129,7 +129,7 @@ def build(graph: Graph, head: Head, vocab: int, logits_bytes: int, part_bytes: i
         *(node("Slice", [flat[name], "chunk.start", "chunk.end", zero], [of_chunk[name]]) for name in flat),
     ]
     if part_bytes is None:
-        inside += _renamed(head.nodes, of_chunk)
+        inside += renamed(head.nodes, of_chunk)
         inside += [
             *_answers(graph, head.nodes[-1].output[0], of_chunk["targets"], "chunk.start", on_card=True),
             *_append(graph, "chunk", "new"),
@@ -162,12 +162,12 @@ def _in_parts(graph: Graph, head: Head, of_chunk: dict[str, str], rows: int) -> 
         *_span(graph, "part", size),
         node("Add", ["part.start", "chunk.start"], ["part.first"]),
         *(node("Slice", [value, "part.start", "part.end", zero], [of_part[name]]) for name, value in cut.items()),
-        *_renamed(after, of_part),
+        *renamed(after, of_part),
         *_answers(graph, of_part.get(logits, logits), of_part["targets"], "part.first", on_card=False),
         *_append(graph, "part", "new"),
     ]
     return [
-        *_renamed([product], of_chunk),
+        *renamed([product], of_chunk),
         node("Shape", [of_chunk["targets"]], ["part.total"]),
         node("Add", ["part.total", below], ["part.total.up"]),
         node("Div", ["part.total.up", size], ["part.count"]),
@@ -197,7 +197,7 @@ def _span(graph: Graph, level: str, rows: str) -> list[Any]:
     ]
 
 
-def _renamed(nodes: list[Any], names: dict[str, str]) -> list[Any]:
+def renamed(nodes: list[Any], names: dict[str, str]) -> list[Any]:
     """Copies of *nodes* that read values by other names."""
     copies = []
     for node in nodes:
