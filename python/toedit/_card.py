@@ -48,7 +48,7 @@ def prepare(model: Any) -> tuple[Any, bool]:
     """
     graph = Graph(model)
     types = _element_types(graph)
-    exact = not any(_is_float_product(node, types) for node in graph.nodes)
+    exact = all(_is_exact_in_tf32(graph, node, types) for node in graph.nodes if node.op_type in _PRODUCTS)
     _wide_norms(graph, types)
     _caches(graph)
     return _float_head(graph.finish()), exact
@@ -75,10 +75,26 @@ def _element_types(graph: Graph) -> dict[str, int]:
     return types
 
 
-def _is_float_product(node: Any, types: dict[str, int]) -> bool:
+def _is_exact_in_tf32(graph: Graph, product: Any, types: dict[str, int]) -> bool:
+    """Whether TensorFloat-32, whose significands have ten bits behind the point, holds all that a product reads."""
     from onnx import TensorProto
 
-    return node.op_type in _PRODUCTS and TensorProto.FLOAT in [types.get(name) for name in node.input[:2]]
+    halves = (TensorProto.BFLOAT16, TensorProto.FLOAT16)
+    for name in product.input[:2]:
+        if types.get(name) != TensorProto.FLOAT:
+            continue
+        while (maker := graph.maker.get(name)) is not None and maker.op_type in ("Reshape", "Transpose"):
+            name = maker.input[0]
+        value = graph.constant(name)
+        if value is not None and not (np.ascontiguousarray(value).view(np.uint32) & 0x1FFF).any():
+            continue
+        if (
+            maker is None
+            or maker.op_type != "Cast"
+            or types.get(maker.input[0]) not in (TensorProto.BFLOAT16, TensorProto.FLOAT16)
+        ):
+            return False
+    return True
 
 
 def _wide_norms(graph: Graph, types: dict[str, int]) -> None:
