@@ -88,11 +88,7 @@ def _is_exact_in_tf32(graph: Graph, product: Any, types: dict[str, int]) -> bool
         value = graph.constant(name)
         if value is not None and not (np.ascontiguousarray(value).view(np.uint32) & 0x1FFF).any():
             continue
-        if (
-            maker is None
-            or maker.op_type != "Cast"
-            or types.get(maker.input[0]) not in (TensorProto.BFLOAT16, TensorProto.FLOAT16)
-        ):
+        if maker is None or maker.op_type != "Cast" or types.get(maker.input[0]) not in halves:
             return False
     return True
 
