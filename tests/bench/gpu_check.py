@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -225,22 +226,36 @@ def main() -> int:
         return 2
     result: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "device": name, "machine": machine()}
     result["versions"] = {"toedit": toedit.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        dtypes = ("bf16", "fp16") if on_card else ("fp32",)
-        result["parity"] = [parity(dtype, folder, args.device, args.tokens) for dtype in dtypes]
-        result["ctrl_c_s"] = interrupted(folder / dtypes[0], args.device)
-        flops = peak(args.device)
-        result["matrix_peak_tflops"] = flops / 1e12
-        result["speed"] = [speed(shape, folder, args.device, dtypes[0], flops, args.tokens) for shape in args.shapes]
     args.out.mkdir(parents=True, exist_ok=True)
     label = "".join(c if c.isalnum() else "-" for c in name.split(",")[0])
     file = args.out / f"{result['date']}-{label}.json"
-    text = json.dumps(result, indent=2)
-    file.write_text(text + "\n")
-    print(text)
+
+    def record(key: str, value: object) -> None:
+        """Keep what there is: the largest shapes come last, and may not fit the machine or the time."""
+        result[key] = value
+        file.write_text(json.dumps(result, indent=2) + "\n")
+
+    failed = False
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        dtypes = ("bf16", "fp16") if on_card else ("fp32",)
+        record("parity", [parity(dtype, folder, args.device, args.tokens) for dtype in dtypes])
+        record("ctrl_c_s", interrupted(folder / dtypes[0], args.device))
+        flops = peak(args.device)
+        record("matrix_peak_tflops", flops / 1e12)
+        speeds: list[dict[str, Any]] = []
+        for shape in args.shapes:
+            print(f"gpu-check: {shape}", file=sys.stderr)
+            try:
+                speeds.append(speed(shape, folder, args.device, dtypes[0], flops, args.tokens))
+            except Exception as error:
+                failed = True
+                speeds.append({"shape": shape, "error": f"{type(error).__name__}: {error}"})
+            record("speed", speeds)
+            shutil.rmtree(folder / shape, ignore_errors=True)
+    print(file.read_text(), end="")
     print(f"written to {file}", file=sys.stderr)
-    return 0
+    return int(failed)
 
 
 if __name__ == "__main__":
