@@ -503,7 +503,8 @@ def test_a_prior_for_cuda(tiny: tuple[Any, Any], tmp_path: Path, dtype: Any, ele
     assert head.op_type == "MatMul"
     assert types[head.input[1]] == onnx.TensorProto.FLOAT
     others = [node for node in proto.graph.node if node.op_type == "MatMul" and node is not head and node.input[1] in types]
-    assert len(others) >= 7
+    assert len(others) == 5  # queries, keys and values in one
+    assert {a.name: a.i for a in attention.attribute}["do_rotary"] == 1
     assert {types[node.input[1]] for node in others} == {element}  # the trunk's products are in half precision
     assert [o.type.tensor_type.elem_type for o in proto.graph.output] == [
         onnx.TensorProto.FLOAT,

@@ -41,6 +41,77 @@ def half_precision(network: Any, dtype: str) -> Any:
     return half
 
 
+def fuse_rotary(model: Any) -> Any:
+    """Write rotary embeddings as the one operator that the exporter finds in float32 alone: here casts are in its pattern.
+
+    x cos + rotate_half(x) sin, with x [B, N, T, H] and the cosine and sine of [f, f], f [B, T, H/2].
+    """
+    graph = Graph(model)
+    for node in [n for n in graph.nodes if n.op_type == "Add"]:
+        found = _rotary(graph, node)
+        if found is None:
+            continue
+        x, tables = found
+        new = [graph.node("RotaryEmbedding", [x, *tables], list(node.output), interleaved=0)]
+        for op, table, (angles, element) in zip(("Cos", "Sin"), tables, tables.values(), strict=True):
+            if table not in graph.maker:
+                new[:0] = [
+                    graph.node(op, [angles], [f"{table}.wide"]),
+                    graph.node("Cast", [f"{table}.wide"], [table], to=element),
+                ]
+        graph.replace([node], new, node)
+    return graph.finish()
+
+
+def _rotary(graph: Graph, add: Any) -> tuple[str, dict[str, tuple[str, int]]] | None:
+    """What a sum rotates, and the names of the cosine and sine that it does so with, each with its angles and its type."""
+
+    def maker(name: str, op: str) -> Any:
+        node = graph.maker.get(name)
+        return node if node is not None and node.op_type == op else None
+
+    def ints(name: str) -> list[int] | None:
+        value = graph.constant(name)
+        return None if value is None else value.reshape(-1).tolist()
+
+    tables: dict[str, tuple[str, int]] = {}
+    factors = []
+    for product, op in zip((maker(side, "Mul") for side in add.input), ("Cos", "Sin"), strict=True):
+        if product is None or (unsqueeze := maker(product.input[1], "Unsqueeze")) is None:
+            return None
+        if ints(unsqueeze.input[1]) != [1] or (cast := maker(unsqueeze.input[0], "Cast")) is None:
+            return None
+        if (wave := maker(cast.input[0], op)) is None or (twice := maker(wave.input[0], "Concat")) is None:
+            return None
+        if len(twice.input) != 2 or twice.input[0] != twice.input[1]:
+            return None
+        element = next(a.i for a in cast.attribute if a.name == "to")
+        tables[f"{twice.input[0]}.{op}.{element}"] = twice.input[0], element
+        factors.append(product.input[0])
+    x, rotated = factors
+    concat = maker(rotated, "Concat")
+    negated = None if concat is None or len(concat.input) != 2 else maker(concat.input[0], "Neg")
+    halves = None if negated is None else [maker(negated.input[0], "Slice"), maker(concat.input[1], "Slice")]
+    if halves is None or any(half is None or half.input[0] != x or len(half.input) < 4 for half in halves):
+        return None
+    (upper_start, upper_end, *upper), (lower_start, lower_end, *lower) = ([ints(i) for i in h.input[1:]] for h in halves)
+    axis = next(a.i for a in concat.attribute if a.name == "axis")
+    if lower_start != [0] or lower_end != upper_start or upper_end != [np.iinfo(np.int64).max] or upper != lower:
+        return None
+    # axis 3 of 4 by its number alone, steps of 1; the angles of a half are as many as it
+    width = graph.constant(_frequencies(graph, next(iter(tables.values()))[0]))
+    if axis != -1 or upper[0] != [3] or upper[1:] not in ([], [[1]]) or width is None or [width.size] != lower_end:
+        return None
+    return (x, tables) if len({angles for angles, _ in tables.values()}) == 1 else None
+
+
+def _frequencies(graph: Graph, angles: str) -> str:
+    """The constant side of the product that makes *angles*, or no name."""
+    node = graph.maker.get(angles)
+    sides = [] if node is None or node.op_type != "Mul" else [s for s in node.input if graph.constant(s) is not None]
+    return sides[0] if len(sides) == 1 else ""
+
+
 def prepare(model: Any) -> tuple[Any, bool]:
     """Rewrite a half-precision ``context -> logits`` graph for a card.
 

@@ -370,7 +370,7 @@ def _write_graph(
         check, least = _checked(torch, float_model, proto, folder, rows, limit, exact=False)
     elif dtype in _CUDA_DTYPES:
         say(f"converting in {_CUDA_DTYPES[dtype]}")
-        prepared, tf32 = _card.prepare(_trace(_card.half_precision(float_model, _CUDA_DTYPES[dtype]), fused))
+        prepared, tf32 = _card.prepare(_trace(_card.half_precision(float_model, _CUDA_DTYPES[dtype]), fused, _card.fuse_rotary))
         proto = _graph.add_outputs(prepared, logits_bytes=_card.LOGITS_BYTES, part_bytes=None)
         least = 0
         check = _check_on_card(torch, float_model, proto, folder, rows, limit, tf32)
@@ -384,10 +384,10 @@ def _write_graph(
     return check
 
 
-def _trace(network: Any, fused: bool) -> Any:
+def _trace(network: Any, fused: bool, rewrite: Callable[[Any], Any] = lambda proto: proto) -> Any:
     try:
         with _quiet():
-            return _graph.pack_attention(_graph.trace(network, fused=fused))
+            return _graph.pack_attention(rewrite(_graph.trace(network, fused=fused)))
     except Exception as error:
         cause: BaseException = error
         while (inner := cause.__cause__ or cause.__context__) is not None:
