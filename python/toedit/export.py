@@ -413,7 +413,7 @@ def _check_on_card(
     _write_model(proto, folder)
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers() or not torch.cuda.is_available():
         return {"not_run": "there was no CUDA device where this was exported; `make gpu-check` measures such priors on one"}
-    card = {"use_tf32": str(int(tf32))}
+    card = {"use_tf32": str(int(tf32)), "sdpa_kernel": "19"}  # as editor/scorer/device.go has them
     return _export_check.check(torch, network, folder / "model.onnx", rows, context=limit, exact=False, card=card)[0]
 
 
