@@ -41,12 +41,11 @@ def half_precision(network: Any, dtype: str) -> Any:
     return half
 
 
-def fuse_rotary(model: Any) -> Any:
+def fuse_rotary(graph: Graph) -> None:
     """Write rotary embeddings as the one operator that the exporter finds in float32 alone: here casts are in its pattern.
 
     x cos + rotate_half(x) sin, with x [B, N, T, H] and the cosine and sine of [f, f], f [B, T, H/2].
     """
-    graph = Graph(model)
     for node in [n for n in graph.nodes if n.op_type == "Add"]:
         found = _rotary(graph, node)
         if found is None:
@@ -60,7 +59,7 @@ def fuse_rotary(model: Any) -> Any:
                     graph.node("Cast", [f"{table}.wide"], [table], to=element),
                 ]
         graph.replace([node], new, node)
-    return graph.finish()
+    graph.prune()  # what the sums read
 
 
 def _rotary(graph: Graph, add: Any) -> tuple[str, dict[str, tuple[str, int]]] | None:

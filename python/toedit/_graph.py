@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -295,19 +295,25 @@ class Graph:
         self.nodes = nodes
         self.index()
 
-    def finish(self) -> Any:
-        """Drop what nothing reads and every trace of where the graph was made; return the model."""
-        graph = self.model.graph
-        needed = {o.name for o in graph.output}
+    def prune(self) -> set[str]:
+        """Drop the nodes that nothing reads; returns the names of the values that are left."""
+        needed = {o.name for o in self.model.graph.output}
         kept: list[Any] = []
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
                 kept.append(node)
                 needed.update(_reads(node))
-        kept.reverse()
-        _number(kept)
+        self.nodes = kept[::-1]
+        self.index()
+        return needed
+
+    def finish(self) -> Any:
+        """Drop what nothing reads and every trace of where the graph was made; return the model."""
+        graph = self.model.graph
+        needed = self.prune()
+        _number(self.nodes)
         del graph.node[:]
-        graph.node.extend(kept)
+        graph.node.extend(self.nodes)
         del graph.initializer[:]
         for name in sorted(n for n in self._initializers if n in needed):
             tensor = self._initializers[name]
@@ -326,7 +332,7 @@ class Graph:
         self.model.producer_name = "toedit"
         self.model.producer_version = str(GRAPH_VERSION)
         self.model.domain = ""
-        domains = {node.domain for node in _all_nodes(kept)}
+        domains = {node.domain for node in _all_nodes(self.nodes)}
         versions = {o.domain: o.version for o in self.model.opset_import}
         del self.model.opset_import[:]
         for domain in sorted(domains | {""}):
@@ -409,15 +415,18 @@ def _projection(graph: Graph, name: str) -> tuple[str, np.ndarray[Any, Any], np.
     return node.input[0], weight, bias
 
 
-def pack_attention(model: Any) -> Any:
+def pack_attention(model: Any, before: Callable[[Graph], None] | None = None) -> Any:
     """Let GroupQueryAttention take one packed projection and rotate queries and keys itself, where it can.
 
     It applies to a node whose queries and keys come straight from a rotary embedding of a linear projection and whose values
     come from a projection of the same input; each saves two matrix products' worth of calls and six copies of q and k. Where
-    there is no rotary embedding, three projections of one input become one, and one that was split is taken whole.
+    there is no rotary embedding, three projections of one input become one, and one that was split is taken whole. *before*
+    may rewrite the graph first.
     """
     graph = Graph(model)
     whole_rows = _values_by_position(model)
+    if before is not None:
+        before(graph)
     for node in [n for n in graph.nodes if n.op_type == "GroupQueryAttention"]:
         if not _join_split(graph, node, whole_rows):
             _pack_one(graph, node)

@@ -384,10 +384,10 @@ def _write_graph(
     return check
 
 
-def _trace(network: Any, fused: bool, rewrite: Callable[[Any], Any] = lambda proto: proto) -> Any:
+def _trace(network: Any, fused: bool, before: Callable[[_graph.Graph], None] | None = None) -> Any:
     try:
         with _quiet():
-            return _graph.pack_attention(rewrite(_graph.trace(network, fused=fused)))
+            return _graph.pack_attention(_graph.trace(network, fused=fused), before)
     except Exception as error:
         cause: BaseException = error
         while (inner := cause.__cause__ or cause.__context__) is not None:
