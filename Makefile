@@ -79,7 +79,7 @@ test-oldest: $(VENV)/.go ## run pytest with the oldest versions that pyproject.t
 
 # ONNX Runtime's CUDA provider over libraries that stand in for NVIDIA's (tests/card): all but the values that a card computes.
 test-card: env ## run pytest's tests of priors for a card, which need no card, with onnxruntime-gpu in .card
-	test -d .card/onnxruntime || $(BIN)/python -m pip install -q --no-deps --target .card 'onnxruntime-gpu>=1.31,<1.34'
+	test -d .card/onnxruntime || $(BIN)/python -m pip install -q --no-deps --target .card 'onnxruntime-gpu==1.31.1'
 	TOEDIT_CARD_RUNTIME=$(CURDIR)/.card $(BIN)/python -m pytest -n $(TESTERS) tests/test_card.py
 
 lint: env ## check formatting, types and style
