@@ -6,9 +6,11 @@ is computed. It needs the package onnxruntime-gpu, beside the environment's ONNX
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
+import onnx
 from transformers import AutoTokenizer
 
 from card import stand_in
@@ -232,3 +236,32 @@ for _ in range(2):
     done = card.run(code, made("llama3", "bf16"), TOEDIT_CARDS="0")
     assert done.returncode == 1
     assert "PriorError: ONNX Runtime" in done.stderr
+
+
+def test_an_operator_that_needs_cudnn(card: Card, made: Callable[..., Path], tmp_path: Path) -> None:
+    """None of ours does; in a graph that has one, cuDNN is looked for in the first run, and named with the way out."""
+    folder = tmp_path / "prior"
+    shutil.copytree(made("llama3", "bf16"), folder)
+    proto = onnx.load(folder / "model.onnx")
+    first = next(i for i, node in enumerate(proto.graph.node) if "context" in node.output)
+    proto.graph.node[first].output[0] = "before"
+    node, axis = onnx.helper.make_node, onnx.numpy_helper.from_array(np.array([1]), "axis_of_positions")
+    proto.graph.initializer.append(axis)
+    for offset, added in enumerate(
+        [
+            node("Cast", ["before"], ["before.int32"], to=onnx.TensorProto.INT32),
+            node("ReduceMax", ["before.int32", axis.name], ["largest.int32"], keepdims=1),
+            node("Cast", ["largest.int32"], ["largest"], to=onnx.TensorProto.INT64),
+            node("Min", ["before", "largest"], ["context"]),
+        ]
+    ):
+        proto.graph.node.insert(first + 1 + offset, added)
+    model = proto.SerializeToString()
+    (folder / "model.onnx").write_bytes(model)
+    settings = json.loads((folder / "prior.json").read_text())
+    settings["files"]["model.onnx"] = {"sha256": hashlib.sha256(model).hexdigest(), "size": len(model)}
+    (folder / "prior.json").write_text(json.dumps(settings))
+    # toedit would find the environment's cuDNN, which knows that there is no card; the others are in the loader's path
+    done = card.run("import toedit._cuda\ntoedit._cuda.preload = lambda library: []\n" + SCORE, folder, "{}")
+    assert done.returncode == 1
+    assert re.search("MissingDependencyError: .*cuDNN is unavailable.*pip install nvidia-cudnn-cu13", done.stderr)

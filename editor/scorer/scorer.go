@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -98,6 +99,9 @@ func Open(p *prior.Prior, opt Options) (*Scorer, error) {
 	}
 	if d.cuda {
 		if err := s.warm(); err != nil {
+			if strings.Contains(err.Error(), "libcudnn") { // which is looked for when an operator first wants it
+				return nil, errors.Join(d.missing(err), s.Close())
+			}
 			return nil, errors.Join(fmt.Errorf("prior %s: the first runs on %s failed: %w", p.Dir, d, err), s.Close())
 		}
 	}
