@@ -10,7 +10,6 @@ from collections import defaultdict
 from pathlib import Path
 
 HERE = Path(__file__).parent
-_BEHAVIOUR = ("cudart.c", "cublas.c")
 DRIVER, CUDNN = "libcuda.so.1", "libcudnn.so.9"
 
 
@@ -27,7 +26,7 @@ def build(provider: Path, out: Path) -> dict[str, str]:
     if "libcudart.so.13" not in wanted:
         raise ValueError(f"{provider} needs {sorted(wanted)}; the stand-in is of CUDA 13")
     wanted[DRIVER] = set(re.findall(r" U (cu[A-Z]\w+)$", listing, re.MULTILINE))
-    wanted["libcurand.so.10"] |= set()
+    wanted["libcurand.so.10"] = set()  # linked against, and nothing of it is called
     # cuDNN is opened by name, and its functions are looked up by theirs.
     wanted[CUDNN] = {name.decode() for name in re.findall(rb"\0(cudnn[A-Z]\w+)(?=\0)", provider.read_bytes())}
     packages = out / "site" / "nvidia"
@@ -42,7 +41,7 @@ def build(provider: Path, out: Path) -> dict[str, str]:
 
 def _library(path: Path, names: set[str]) -> None:
     """One library with functions of these names: those that cudart.c and cublas.c have, and for the rest one that succeeds."""
-    behaviour = HERE / _BEHAVIOUR[0 if path.name.startswith("libcudart") else 1]
+    behaviour = HERE / ("cudart.c" if path.name.startswith("libcudart") else "cublas.c")
     written = set(re.findall(r"(\w+)\([^;{]*\) *\{", behaviour.read_text()))
     rest = path.with_suffix(".rest.c")
     rest.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in sorted(names - written)))
