@@ -274,6 +274,35 @@ def test_chunked_graphs_are_torch(name: str) -> None:
     assert 0 < np.abs(int8 - want).mean() < 0.1 * spread
 
 
+def test_int8_products_do_not_saturate() -> None:
+    """Processors without VNNI add pairs of products in 16 bits: the largest that the format holds must come out whole."""
+    rng = np.random.default_rng(7)
+    depth, width = 768, 24
+    x = np.ones((6, depth), dtype=np.float32)
+    weight = np.ones((depth, width), dtype=np.float32)
+    weight[:, 8:16] = -1
+    x[1], x[2, ::2], x[3, depth // 2 :] = -1, -1, 0
+    # pairs of neighbours with the largest sum, at random places
+    x[4:] = np.repeat(rng.choice([-1, 0.5, 1], size=(2, depth // 2)), 2, axis=1)
+    weight[:, 16:] = np.repeat(rng.choice([-1, 1], size=(depth // 2, 8)), 2, axis=0)
+    helper, tensor = onnx.helper, onnx.TensorProto
+    proto = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("MatMul", ["x", "weight"], ["y"])],
+            "product",
+            [helper.make_tensor_value_info("x", tensor.FLOAT, ["rows", depth])],
+            [helper.make_tensor_value_info("y", tensor.FLOAT, ["rows", width])],
+            [onnx.numpy_helper.from_array(weight, "weight")],
+        ),
+        opset_imports=[helper.make_opsetid("", 23)],
+        ir_version=10,
+    )
+    (y,) = open_graph(_int8.to_int8(proto)).run(None, {"x": x})
+    rows = np.rint(127 * x.astype(np.float64)).astype(np.int64)
+    columns = np.int64(_int8.WEIGHT_LIMIT) * weight.astype(np.int64)
+    np.testing.assert_allclose(y, rows @ columns / (127 * _int8.WEIGHT_LIMIT), rtol=1e-6, atol=1e-3)
+
+
 # Attention in blocks
 
 
