@@ -76,7 +76,7 @@ def traced(name: str) -> tuple[Any, bytes]:
                 if parameter.ndim == 1:
                     parameter += 0.1 * torch.randn_like(parameter)
         with _quiet():
-            _made[name] = model, _graph.trace(model).SerializeToString()
+            _made[name] = model, _graph.trace(model).proto().SerializeToString()
     return _made[name]
 
 
@@ -86,22 +86,26 @@ def _forget() -> Iterator[None]:
     _made.clear()
 
 
+def packed(name: str) -> _graph.Graph:
+    return _graph.pack_attention(_graph.Graph(onnx.load_from_string(traced(name)[1])))
+
+
 def graph_of(
     name: str, dtype: str, logits_bytes: int = 8 * ROW, part_bytes: int | None = 3 * ROW, *, blocks: bool = True
-) -> Any:
-    proto = _graph.pack_attention(onnx.load_from_string(traced(name)[1]))
+) -> _graph.Graph:
+    graph = packed(name)
     if dtype == "int8":
-        proto = _int8.to_int8(proto)
-    proto = _graph.add_outputs(proto, logits_bytes=logits_bytes, part_bytes=part_bytes)
-    return _blocks.cut(proto) if blocks else proto
+        graph = _int8.to_int8(graph)
+    graph = _graph.add_outputs(graph, logits_bytes=logits_bytes, part_bytes=part_bytes)
+    return _blocks.cut(graph) if blocks else graph
 
 
-def open_graph(proto: Any, threads: int = 1, disabled: Sequence[str] = ()) -> onnxruntime.InferenceSession:
+def open_graph(graph: _graph.Graph, threads: int = 1, disabled: Sequence[str] = ()) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled)
+        graph.proto().SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled)
     )
 
 
@@ -128,7 +132,7 @@ def test_chunks_answer_as_the_whole_does(name: str, dtype: str, monkeypatch: pyt
     whole = graph_of(name, dtype)
     assert (_graph.chunked(chunks), _graph.chunked(whole)) == (True, False)
     # That one puts the division of a soft cap into the product, where the two are in one graph: another rounding.
-    sessions = [open_graph(proto, disabled=["MatMulScaleFusion"]) for proto in (chunks, whole)]
+    sessions = [open_graph(graph, disabled=["MatMulScaleFusion"]) for graph in (chunks, whole)]
     rng = np.random.default_rng(0)
     wanted = 0
     for shape in [(1, 2), (1, 3), (2, 2), (3, 4), (1, 9), (1, 10), (2, 12), (3, 40), (7, 8), (1, 200)]:
@@ -147,8 +151,8 @@ def test_chunks_answer_as_the_whole_does(name: str, dtype: str, monkeypatch: pyt
 @pytest.mark.parametrize("name", ["llama", "llama with Attention", "gpt2"])
 def test_same_bits_in_any_chunk_and_company(name: str, dtype: str) -> None:
     operator = {"llama with Attention": "Attention"}.get(name, "com.microsoft.GroupQueryAttention")
-    proto = graph_of(name, dtype)
-    assert _graph.attention_of(proto) == operator
+    graph = graph_of(name, dtype)
+    assert _graph.attention_of(graph) == operator
     # chunks of 8 rows in parts of 3, of 24 in no parts, and one chunk in parts of one row; one thread and two
     ways = ((8, 3, 1), (24, None, 2), (800, 1, 1))
     sessions = [open_graph(graph_of(name, dtype, n * ROW, part and part * ROW), t) for n, part, t in ways]
@@ -169,11 +173,12 @@ def test_same_bits_in_any_chunk_and_company(name: str, dtype: str) -> None:
 
 
 def test_a_head_that_is_not_known_stays_whole() -> None:
-    proto = _graph.pack_attention(onnx.load_from_string(traced("llama")[1]))
-    last = next(n for n in proto.graph.node if "logits" in n.output)
+    graph = packed("llama")
+    last = next(n for n in graph.nodes if "logits" in n.output)
     last.output[0] = "before"
-    proto.graph.node.append(onnx.helper.make_node("Softmax", ["before"], ["logits"], axis=1))
-    assert not _graph.chunked(_graph.add_outputs(proto))
+    graph.nodes.append(graph.node("Softmax", ["before"], ["logits"], axis=1))
+    graph.index()
+    assert not _graph.chunked(_graph.add_outputs(graph))
 
 
 def test_a_small_vocabulary_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,8 +206,8 @@ def test_8192_tokens_with_a_large_vocabulary_take_less_than_a_gigabyte(tmp_path:
     config = LlamaConfig(**{**SMALL, "vocab_size": 151_936, "num_hidden_layers": 1, "max_position_embeddings": 512})
     config.tie_word_embeddings = True
     with _quiet():
-        proto = _graph.add_outputs(_graph.pack_attention(_graph.trace(AutoModelForCausalLM.from_config(config).eval())))
-    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+        graph = _graph.add_outputs(_graph.pack_attention(_graph.trace(AutoModelForCausalLM.from_config(config).eval())))
+    (tmp_path / "model.onnx").write_bytes(graph.proto().SerializeToString())
     weights = (tmp_path / "model.onnx").stat().st_size
     command = [sys.executable, "-c", _PEAK, str(tmp_path / "model.onnx")]
     kilobytes = int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=200).stdout)
@@ -213,8 +218,8 @@ def test_8192_tokens_with_a_large_vocabulary_take_less_than_a_gigabyte(tmp_path:
 # Weights and nodes
 
 
-def stored(proto: Any) -> int:
-    return sum(onnx.numpy_helper.to_array(t).nbytes for t in proto.graph.initializer)
+def stored(graph: _graph.Graph) -> int:
+    return sum(value.nbytes for value in graph.weights.values())
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
@@ -234,7 +239,7 @@ def test_every_weight_is_stored_once(name: str) -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
 def test_one_attention_node_a_layer_and_no_logits(name: str, dtype: str) -> None:
-    proto = graph_of(name, dtype)
+    proto = graph_of(name, dtype).proto()
     count = Counter(n.op_type for n in _graph._all_nodes(proto.graph.node))
     # one for a run of short rows, or one for each block of a long one
     assert (count["If"], count["GroupQueryAttention"], count["Split"]) == (LAYERS, LAYERS * (1 + _blocks.BLOCKS), LAYERS)
@@ -297,7 +302,7 @@ def test_int8_products_do_not_saturate() -> None:
         opset_imports=[helper.make_opsetid("", 23)],
         ir_version=10,
     )
-    (y,) = open_graph(_int8.to_int8(proto)).run(None, {"x": x})
+    (y,) = open_graph(_int8.to_int8(_graph.Graph(proto))).run(None, {"x": x})
     rows = np.rint(127 * x.astype(np.float64)).astype(np.int64)
     columns = np.int64(_int8.WEIGHT_LIMIT) * weight.astype(np.int64)
     np.testing.assert_allclose(y, rows @ columns / (127 * _int8.WEIGHT_LIMIT), rtol=1e-6, atol=1e-3)
@@ -306,24 +311,24 @@ def test_int8_products_do_not_saturate() -> None:
 # Attention in blocks
 
 
-def kernels(proto: Any, shape: tuple[int, int]) -> Counter[str]:
+def kernels(graph: _graph.Graph, shape: tuple[int, int]) -> Counter[str]:
     """How often each operator runs for a batch, by ONNX Runtime's own profile."""
     options = onnxruntime.SessionOptions()
     options.enable_profiling, options.log_severity_level = True, 3
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "run")
-        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(graph.proto().SerializeToString(), options, providers=["CPUExecutionProvider"])
         run(session, np.zeros(shape, dtype=np.int64))
         events = json.loads(Path(session.end_profiling()).read_text())
     return Counter(e["args"]["op_name"] for e in events if e["name"].endswith("kernel_time"))
 
 
 def test_long_rows_alone_are_cut() -> None:
-    proto = graph_of("llama", "fp32")
+    graph = graph_of("llama", "fp32")
     longest = _blocks.LONGEST_WHOLE
     for shape, blocks in [((1, longest + 1), 1), ((1, longest + 2), _blocks.BLOCKS), ((2, longest + 2), 1)]:
-        assert kernels(proto, shape)["GroupQueryAttention"] == blocks * LAYERS, shape
-    assert (_blocks.are_in(proto), _blocks.are_in(graph_of("llama", "fp32", blocks=False))) == (True, False)
+        assert kernels(graph, shape)["GroupQueryAttention"] == blocks * LAYERS, shape
+    assert (_blocks.are_in(graph), _blocks.are_in(graph_of("llama", "fp32", blocks=False))) == (True, False)
     other = graph_of("llama with Attention", "fp32")
     assert not _blocks.are_in(other)
     assert kernels(other, (1, longest + 2))["Attention"] == LAYERS
@@ -332,9 +337,9 @@ def test_long_rows_alone_are_cut() -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "gemma2", "mistral", "phi"])
 def test_blocks_change_no_bit(name: str, dtype: str) -> None:
-    proto = graph_of(name, dtype)
-    assert _blocks.are_in(proto)
-    blocks, threads, whole = open_graph(proto), open_graph(proto, 2), open_graph(graph_of(name, dtype, blocks=False))
+    graph = graph_of(name, dtype)
+    assert _blocks.are_in(graph)
+    blocks, threads, whole = open_graph(graph), open_graph(graph, 2), open_graph(graph_of(name, dtype, blocks=False))
     rng = np.random.default_rng(2)
     cut = [_blocks.LONGEST_WHOLE + n for n in (2, 3, 4, 5, 9)] + [300, 321, 415, 513, 601, 640]
     for length in [2, 9, 33, 200, _blocks.LONGEST_WHOLE + 1, *cut]:

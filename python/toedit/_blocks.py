@@ -27,16 +27,15 @@ _WANTED = "blocks.wanted"
 _SINK = 11  # its place among GroupQueryAttention's inputs
 
 
-def cut(model: Any) -> Any:
-    """Let every GroupQueryAttention of *model* (changed in place and returned) cut rows that are long and alone in their batch.
+def cut(graph: Graph) -> Graph:
+    """Let every GroupQueryAttention of *graph* (changed in place and returned) cut rows that are long and alone in their batch.
 
-    *model* is a finished graph for the CPU, with the value ``context`` int64 [B, T]. The operator takes past keys and values
+    *graph* is a finished one for the CPU, with the value ``context`` int64 [B, T]. The operator takes past keys and values
     of one row only, so runs of several rows stay whole; on the CPU long rows run alone.
     """
-    graph = Graph(model)
     nodes = [n for n in graph.nodes if n.op_type == "GroupQueryAttention" and not any(n.input[3:5]) and len(n.output) == 1]
     if not nodes:
-        return model
+        return graph
     graph.replace([], _shared(graph), nodes[0])
     for node in nodes:
         condition = graph.node(
@@ -50,9 +49,9 @@ def cut(model: Any) -> Any:
     return graph.finish()
 
 
-def are_in(model: Any) -> bool:
+def are_in(graph: Graph) -> bool:
     """Whether the attention of a finished graph is cut."""
-    return any(output == _WANTED for node in model.graph.node for output in node.output)
+    return any(output == _WANTED for node in graph.nodes for output in node.output)
 
 
 def _shared(graph: Graph) -> list[Any]:

@@ -30,12 +30,17 @@ def half_precision(network: Any, dtype: str) -> Any:
     import torch
     from transformers import activations
 
-    half = copy.deepcopy(network).to(getattr(torch, dtype))
+    def rounded(value: Any) -> Any:
+        return value.detach().to(getattr(torch, dtype)) if value.is_floating_point() else value.detach().clone()
+
+    # Handed to deepcopy as copied already: a copy in float32 that is rounded afterwards takes three times the memory.
+    made: dict[int, Any] = {id(p): torch.nn.Parameter(rounded(p), requires_grad=False) for p in network.parameters()}
+    for module in network.modules():
+        for name in module._buffers.keys() - module._non_persistent_buffers_set:  # those that checkpoints hold
+            if (buffer := module._buffers[name]) is not None:
+                made[id(buffer)] = rounded(buffer)
+    half = copy.deepcopy(network, made)
     for name, module in list(half.named_modules(remove_duplicate=False)):
-        before = network.get_submodule(name)
-        for buffer in module._non_persistent_buffers_set:  # those that checkpoints do not hold
-            if (value := before._buffers[buffer]) is not None:
-                module._buffers[buffer] = value.clone()
         if isinstance(module, activations.NewGELUActivation | activations.FastGELUActivation):
             half.set_submodule(name, torch.nn.GELU(approximate="tanh"))
     return half
@@ -111,12 +116,11 @@ def _frequencies(graph: Graph, angles: str) -> str:
     return sides[0] if len(sides) == 1 else ""
 
 
-def prepare(model: Any) -> tuple[Any, bool]:
+def prepare(graph: Graph) -> tuple[Graph, bool]:
     """Rewrite a half-precision ``context -> logits`` graph for a card.
 
-    Returns the graph, and whether all its float32 products are exact in TensorFloat-32, so that they may be computed in it.
+    Returns it, and whether all its float32 products are exact in TensorFloat-32, so that they may be computed in it.
     """
-    graph = Graph(model)
     types = _element_types(graph)
     exact = all(_is_exact_in_tf32(graph, node, types) for node in graph.nodes if node.op_type in _PRODUCTS)
     _wide_norms(graph, types)
@@ -126,9 +130,9 @@ def prepare(model: Any) -> tuple[Any, bool]:
 
 def _element_types(graph: Graph) -> dict[str, int]:
     """Element types of values; of operators that are not known here, that of their first input."""
-    from onnx import TensorProto
+    from onnx import TensorProto, helper
 
-    types = {i.name: int(i.data_type) for i in graph.model.graph.initializer}
+    types = {name: int(helper.np_dtype_to_tensor_dtype(value.dtype)) for name, value in graph.weights.items()}
     types.update({i.name: int(i.type.tensor_type.elem_type) for i in graph.model.graph.input})
     for node in graph.nodes:
         known = [types.get(name, 0) for name in node.input if name]
@@ -181,7 +185,7 @@ def _caches(graph: Graph) -> None:
             node.output.extend([f"{stem}.present_key", f"{stem}.present_value"])
 
 
-def _float_head(model: Any) -> Any:
+def _float_head(graph: Graph) -> Graph:
     """Let a half-precision model's last product, and what is behind it, compute in float32.
 
     A bfloat16 logit of 20 is off by up to 0.06, which would move every ln P near the threshold. Products of bfloat16 values are
@@ -190,10 +194,9 @@ def _float_head(model: Any) -> Any:
     """
     from onnx import TensorProto
 
-    graph = Graph(model)
     found = _chunks.find(graph)
     if found is None or found.nodes[0].op_type != "MatMul" or found.nodes[-1].op_type != "Cast":
-        return model
+        return graph
     product, *between = found.nodes[:-1]
     read = {side for node in between for side in node.input if graph.constant(side) is not None} | {product.input[1]}
     values = {side: graph.constant(side) for side in read}
@@ -202,7 +205,7 @@ def _float_head(model: Any) -> Any:
         tied = graph.constant(table.input[0])
         values[product.input[1]] = None if tied is None else tied.T
     if any(value is None for value in values.values()):
-        return model
+        return graph
     wide = {side: graph.add_constant(f"{side}.float", np.asarray(v, dtype=np.float32)) for side, v in values.items()}
     hidden = f"{product.input[0]}.float"
     wide[product.input[0]] = hidden

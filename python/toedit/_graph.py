@@ -9,8 +9,9 @@ Three steps, each a function on its own:
 * :func:`add_outputs` turns logits into what a prior answers: the log-probability of every next token and, at the positions
   that are asked for, the top k. Logits never leave the graph.
 
-Everything here works on the protobuf of the ``onnx`` package. torch, transformers and onnx are imported where they are used;
-they come with the extra ``[export]``.
+Each works on a :class:`Graph`: nodes as the ``onnx`` package has them and weights as NumPy arrays beside them, which are the
+model's own memory where nothing changes them. torch, transformers and onnx are imported where they are used; they come with the
+extra ``[export]``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import contextlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -30,6 +31,8 @@ OPSET = 23
 CONTRIB = "com.microsoft"
 
 _INTERFACE = "toedit_export"
+# In a file beside the model's: weights of a kilobyte or more, at multiples of a cache line.
+_SMALL, _ALIGNMENT = 1024, 64
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -162,11 +165,12 @@ def _own_functions(model: Any, fused: bool) -> Iterator[None]:
             model.set_experts_implementation(experts)
 
 
-def trace(model: Any, *, fused: bool = True) -> Any:
+def trace(model: Any, *, fused: bool = True) -> Graph:
     """Export *model* (a transformers causal LM, evaluation mode, on the CPU).
 
-    Returns an ``onnx.ModelProto`` with input ``context`` int64 [B, T] and output ``logits`` float32 [B, T, V]. *fused*: with
-    one node for attention, where the architecture can; otherwise with the attention that is written in it.
+    Returns a graph with input ``context`` int64 [B, T] and output ``logits`` float32 [B, T, V], whose weights are the memory of
+    the model's. *fused*: with one node for attention, where the architecture can; otherwise with the attention that is written
+    in it.
     """
     import torch
 
@@ -195,7 +199,11 @@ def trace(model: Any, *, fused: bool = True) -> Any:
             verbose=False,
         )
     assert program is not None  # None is what the exporter of before returned
-    return program.model_proto
+    # A protobuf with the weights in it would be a copy of them.
+    initializers: Any = program.model.graph.initializers
+    weights = {name: value.const_value.numpy() for name, value in initializers.items()}
+    initializers.clear()
+    return Graph(program.model_proto, weights)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -203,18 +211,28 @@ def trace(model: Any, *, fused: bool = True) -> Any:
 
 
 class Graph:
-    """Who makes a value, who reads it, and what the constants are; rewriting through it keeps these tables true."""
+    """Who makes a value, who reads it, and what the constants are; rewriting through it keeps these tables true.
 
-    def __init__(self, model: Any) -> None:
+    *model* is an ``onnx.ModelProto``, which the graph keeps, without its nodes and weights. Those in it are taken out of it;
+    *weights* holds others. :meth:`proto` puts all together again.
+    """
+
+    def __init__(self, model: Any, weights: dict[str, np.ndarray[Any, Any]] | None = None) -> None:
         from onnx import numpy_helper
 
         self.model = model
         self.nodes: list[Any] = list(model.graph.node)
-        self.constants: dict[str, np.ndarray[Any, Any]] = {}
-        self._helper = numpy_helper
-        self._initializers = {i.name: i for i in model.graph.initializer}
-        self._fresh: Counter[str] = Counter()
+        self.weights: dict[str, np.ndarray[Any, Any]] = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+        self.weights |= weights or {}
+        del model.graph.node[:]
+        del model.graph.initializer[:]
+        self._begin()
         self.index()
+
+    def _begin(self) -> None:
+        """Names that a step gives are its own: what it adds does not hang on which steps came before."""
+        self._added: set[str] = set()
+        self._fresh: Counter[str] = Counter()
 
     def index(self) -> None:
         """Rebuild the tables from the list of nodes."""
@@ -229,16 +247,16 @@ class Graph:
 
     def constant(self, name: str) -> np.ndarray[Any, Any] | None:
         """The value of *name* if it is constant, else None."""
-        if name in self.constants:
-            return self.constants[name]
-        if name in self._initializers:
-            self.constants[name] = self._helper.to_array(self._initializers[name])
-            return self.constants[name]
+        if name in self.weights:
+            return self.weights[name]
         node = self.maker.get(name)
         if node is not None and node.op_type == "Constant":
+            from onnx import numpy_helper
+
             for attribute in node.attribute:
                 if attribute.name == "value":
-                    return self._helper.to_array(attribute.t)
+                    value: np.ndarray[Any, Any] = numpy_helper.to_array(attribute.t)
+                    return value
         return None
 
     def rows_of(self, name: str) -> int | None:
@@ -253,14 +271,15 @@ class Graph:
         return int(value.shape[1]) if value is not None and value.ndim == 2 else None
 
     def add_constant(self, name: str, value: np.ndarray[Any, Any]) -> str:
-        """Add an initializer; the name is made unique. Equal scalars of one name are shared."""
-        known = self.constants.get(name)
-        if known is not None and known.dtype == value.dtype and np.array_equal(known, value):
-            return name
-        while name in self.constants or name in self._initializers:
+        """Add a weight; the name is made unique. Equal ones that a step adds by one name are shared."""
+        if name in self._added:
+            known = self.weights[name]
+            if known.dtype == value.dtype and np.array_equal(known, value):
+                return name
+        while name in self.weights:
             name = self.fresh(name)
-        self.constants[name] = value
-        self._initializers[name] = self._helper.from_array(value.copy(order="C"), name)
+        self._added.add(name)
+        self.weights[name] = value
         return name
 
     def ints(self, name: str, *values: int) -> str:
@@ -307,19 +326,13 @@ class Graph:
         self.index()
         return needed
 
-    def finish(self) -> Any:
-        """Drop what nothing reads and every trace of where the graph was made; return the model."""
-        graph = self.model.graph
+    def finish(self) -> Graph:
+        """End a step: drop what nothing reads and every trace of where the graph was made; returns the graph."""
         needed = self.prune()
         _number(self.nodes)
-        del graph.node[:]
-        graph.node.extend(self.nodes)
-        del graph.initializer[:]
-        for name in sorted(n for n in self._initializers if n in needed):
-            tensor = self._initializers[name]
-            del tensor.metadata_props[:]
-            tensor.doc_string = ""
-            graph.initializer.append(tensor)
+        self.weights = {name: value for name, value in self.weights.items() if name in needed}
+        self._begin()
+        model, graph = self.model, self.model.graph
         del graph.value_info[:]
         del graph.metadata_props[:]
         graph.name = "prior"
@@ -327,18 +340,48 @@ class Graph:
         for value in [*graph.input, *graph.output]:
             value.doc_string = ""
             del value.metadata_props[:]
-        del self.model.metadata_props[:]
-        self.model.doc_string = ""
-        self.model.producer_name = "toedit"
-        self.model.producer_version = str(GRAPH_VERSION)
-        self.model.domain = ""
+        del model.metadata_props[:]
+        model.doc_string = ""
+        model.producer_name = "toedit"
+        model.producer_version = str(GRAPH_VERSION)
+        model.domain = ""
         domains = {node.domain for node in _all_nodes(self.nodes)}
-        versions = {o.domain: o.version for o in self.model.opset_import}
-        del self.model.opset_import[:]
+        versions = {o.domain: o.version for o in model.opset_import}
+        del model.opset_import[:]
         for domain in sorted(domains | {""}):
-            entry = self.model.opset_import.add()
+            entry = model.opset_import.add()
             entry.domain, entry.version = domain, versions.get(domain, 1)
-        return self.model
+        return self
+
+    def proto(self, outside: tuple[str, BinaryIO] | None = None) -> Any:
+        """The graph as an ``onnx.ModelProto``, its weights by name.
+
+        *outside* names a file beside the model's and is that file, open: what is not small is written there and left out here.
+        """
+        from onnx import TensorProto, helper, numpy_helper
+
+        model = type(self.model)()
+        model.CopyFrom(self.model)
+        model.graph.node.extend(self.nodes)
+        for name, value in sorted(self.weights.items()):
+            value = np.ascontiguousarray(value).reshape(value.shape)  # it makes a vector of a scalar
+            if outside is None or value.nbytes < _SMALL:
+                tensor = numpy_helper.from_array(value, name)
+                tensor.doc_string = ""  # there, though empty, as in files of before: their hashes stand in fingerprints
+                model.graph.initializer.append(tensor)
+                continue
+            location, file = outside
+            file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+            tensor = model.graph.initializer.add(
+                name=name,
+                dims=value.shape,
+                data_type=helper.np_dtype_to_tensor_dtype(value.dtype),
+                data_location=TensorProto.EXTERNAL,
+            )
+            for key, entry in (("location", location), ("offset", file.tell()), ("length", value.nbytes)):
+                tensor.external_data.add(key=key, value=str(entry))
+            file.write(value.reshape(-1).view(np.uint8).data)
+        return model
 
 
 def _bodies(node: Any) -> list[Any]:
@@ -373,11 +416,11 @@ def _number(nodes: Sequence[Any]) -> None:
 # attention
 
 
-def attention_of(model: Any) -> str:
+def attention_of(graph: Graph) -> str:
     """Names of the attention operators in the graph, joined with commas; ``decomposed`` if there is none."""
     found = {
         f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        for node in _all_nodes(model.graph.node)
+        for node in _all_nodes(graph.nodes)
         if node.op_type in ("GroupQueryAttention", "Attention")
     }
     return ",".join(sorted(found)) or "decomposed"
@@ -415,16 +458,15 @@ def _projection(graph: Graph, name: str) -> tuple[str, np.ndarray[Any, Any], np.
     return node.input[0], weight, bias
 
 
-def pack_attention(model: Any, before: Callable[[Graph], None] | None = None) -> Any:
+def pack_attention(graph: Graph, before: Callable[[Graph], None] | None = None) -> Graph:
     """Let GroupQueryAttention take one packed projection and rotate queries and keys itself, where it can.
 
     It applies to a node whose queries and keys come straight from a rotary embedding of a linear projection and whose values
     come from a projection of the same input; each saves two matrix products' worth of calls and six copies of q and k. Where
     there is no rotary embedding, three projections of one input become one, and one that was split is taken whole. *before*
-    may rewrite the graph first.
+    may rewrite the graph first. The graph is changed in place and returned, as by every step.
     """
-    graph = Graph(model)
-    whole_rows = _values_by_position(model)
+    whole_rows = _values_by_position(graph.model)
     if before is not None:
         before(graph)
     for node in [n for n in graph.nodes if n.op_type == "GroupQueryAttention"]:
@@ -542,7 +584,9 @@ def _same_table(graph: Graph, tables: list[tuple[str, str]]) -> bool:
 # outputs
 
 
-def add_outputs(model: Any, *, logits_bytes: int = _chunks.LOGITS_BYTES, part_bytes: int | None = _chunks.PART_BYTES) -> Any:
+def add_outputs(
+    graph: Graph, *, logits_bytes: int = _chunks.LOGITS_BYTES, part_bytes: int | None = _chunks.PART_BYTES
+) -> Graph:
     """Turn ``context -> logits`` into graph version 1.
 
     Inputs: ``input_ids`` int64 [B, S], S >= 2; ``k`` int64 [1]; ``keep_low``, ``keep_high`` float32 [R]. Outputs: ``logp``
@@ -555,8 +599,8 @@ def add_outputs(model: Any, *, logits_bytes: int = _chunks.LOGITS_BYTES, part_by
     """
     from onnx import TensorProto, helper
 
-    graph = Graph(model)
-    vocab = int(model.graph.output[0].type.tensor_type.shape.dim[2].dim_value)
+    proto = graph.model.graph
+    vocab = int(proto.output[0].type.tensor_type.shape.dim[2].dim_value)
 
     ints = graph.ints
     zero, one, last, end = ints("i0", 0), ints("i1", 1), ints("im1", -1), ints("imax", np.iinfo(np.int64).max)
@@ -590,7 +634,7 @@ def add_outputs(model: Any, *, logits_bytes: int = _chunks.LOGITS_BYTES, part_by
         graph.nodes = [n for n in graph.nodes if id(n) not in inside]
         tail = [targets, *_chunks.build(graph, behind, vocab, logits_bytes, part_bytes)]
     graph.nodes = [*head, *graph.nodes, *tail]
-    value, proto = helper.make_tensor_value_info, model.graph
+    value = helper.make_tensor_value_info
     del proto.input[:]
     proto.input.extend(
         [
@@ -613,6 +657,6 @@ def add_outputs(model: Any, *, logits_bytes: int = _chunks.LOGITS_BYTES, part_by
     return graph.finish()
 
 
-def chunked(model: Any) -> bool:
+def chunked(graph: Graph) -> bool:
     """Whether the head of a finished graph is worked in chunks, so that its memory is bounded."""
-    return any(node.op_type == "Loop" for node in model.graph.node)
+    return any(node.op_type == "Loop" for node in graph.nodes)

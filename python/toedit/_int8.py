@@ -40,17 +40,16 @@ def quantize_columns(weight: _Array, limit: int = WEIGHT_LIMIT) -> tuple[npt.NDA
     return np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8), scale
 
 
-def to_int8(model: Any) -> Any:
-    """Rewrite every product with a constant matrix, and the embedding table, of *model* (changed in place and returned).
+def to_int8(graph: Graph) -> Graph:
+    """Rewrite every product with a constant matrix, and the embedding table, of *graph* (changed in place and returned).
 
-    *model* is an ``onnx.ModelProto`` in float32 as :func:`toedit._graph.trace` makes it. Products that read the same vectors
+    *graph* is in float32, as :func:`toedit._graph.trace` makes it. Products that read the same vectors
     share one quantisation. What is not a product with a constant (attention, norms, the softmax) stays in float32.
 
     A large table (:data:`toedit._chunks.LARGE_VOCAB` rows) that is the output embedding too is stored once, for both, in the
     output embedding's 7 bits: |difference of ln P| grew by 2.5 % with the bundled prior's weights, the file of a GPT-2 shrinks
     by a quarter. Small tables have 8 bits of their own.
     """
-    graph = Graph(model)
     _unfold_affine(graph)
     _rewrite_products(graph, tied := _tied_tables(graph))
     _rewrite_tables(graph, tied)
@@ -233,10 +232,13 @@ def _rewrite_tables(graph: Graph, tied: dict[str, tuple[str, str]]) -> None:
             rows = graph.add_constant(f"{stem}.weight", np.ascontiguousarray(values.T))
             scales = graph.add_constant(f"{stem}.scale", scale[:, None])
             scale_of_ids = [graph.node("Gather", [scales, ids], [f"{stem}.row_scale"], axis=0)]
+        gathered = f"{stem}.int8"
+        if gathered in graph.maker:  # where a product reads the embedding itself, as in OLMo 2, its rows have that name
+            gathered = graph.fresh(gathered)
         new = [
-            graph.node("Gather", [rows, ids], [f"{stem}.int8"], axis=0),
+            graph.node("Gather", [rows, ids], [gathered], axis=0),
             *scale_of_ids,
-            graph.node("Cast", [f"{stem}.int8"], [f"{stem}.unscaled"], to=1),
+            graph.node("Cast", [gathered], [f"{stem}.unscaled"], to=1),
             graph.node("Mul", [f"{stem}.unscaled", f"{stem}.row_scale"], [stem]),
         ]
         graph.replace([node], new, node)

@@ -36,6 +36,7 @@ __all__ = ["FP32_TOLERANCE", "export", "main"]
 FORMAT = 1
 # protobuf refuses messages of 2 GiB; what is larger goes into a file of its own beside the model.
 _INLINE_LIMIT = 2**31 - 2**24
+_DATA = "model.onnx.data"
 # The dtypes of priors for CUDA, as torch calls them.
 _CUDA_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _WEIGHTS_HASH = "weights.json"
@@ -352,9 +353,9 @@ def _write_graph(
     for fused in (True, False):
         try:
             say("converting" if fused else "converting with the model's own attention")
-            proto = _blocks.cut(_graph.add_outputs(_trace(float_model, fused)))
+            graph = _blocks.cut(_graph.add_outputs(_trace(float_model, fused)))
             say("checking against torch in float32")
-            check, least = _checked(torch, float_model, proto, folder, rows, limit, exact=True)
+            check, least = _checked(torch, float_model, graph, folder, rows, limit, exact=True)
             break
         except PriorError as error:
             if not fused or not getattr(float_model, "_supports_attention_backend", False):
@@ -365,26 +366,26 @@ def _write_graph(
             say(f"not with fused attention: {error}")
     if dtype == "int8":
         say("quantising, and measuring what that does")
-        # Traced anew: a copy of the graph of before would take as much time, and memory at the wrong moment.
-        proto = _blocks.cut(_graph.add_outputs(_int8.to_int8(_trace(float_model, fused))))
-        check, least = _checked(torch, float_model, proto, folder, rows, limit, exact=False)
+        # traced anew: graphs are rewritten in place
+        graph = _blocks.cut(_graph.add_outputs(_int8.to_int8(_trace(float_model, fused))))
+        check, least = _checked(torch, float_model, graph, folder, rows, limit, exact=False)
     elif dtype in _CUDA_DTYPES:
         say(f"converting in {_CUDA_DTYPES[dtype]}")
         prepared, tf32 = _card.prepare(_trace(_card.half_precision(float_model, _CUDA_DTYPES[dtype]), fused, _card.fuse_rotary))
-        proto = _graph.add_outputs(prepared, logits_bytes=_card.LOGITS_BYTES, part_bytes=None)
+        graph = _graph.add_outputs(prepared, logits_bytes=_card.LOGITS_BYTES, part_bytes=None)
         least = 0
-        check = _check_on_card(torch, float_model, proto, folder, rows, limit, tf32)
-    attention = _graph.attention_of(proto)
+        check = _check_on_card(torch, float_model, graph, folder, rows, limit, tf32)
+    attention = _graph.attention_of(graph)
     if attention == "decomposed":
         say("attention is the model's own, in several operators: exact, and slower than a fused one")
     if float_model._can_set_experts_implementation():
         say("every expert is computed for every token: exact, and slower than a choice of them")
-    settings["graph"] = _graph_settings(proto, attention, least, tf32)
-    settings["memory"] = _memory(float_model, proto, settings["vocab_size"], on_card=dtype in _CUDA_DTYPES)
+    settings["graph"] = _graph_settings(graph, attention, least, tf32)
+    settings["memory"] = _memory(float_model, graph, settings["vocab_size"], on_card=dtype in _CUDA_DTYPES)
     return check
 
 
-def _trace(network: Any, fused: bool, before: Callable[[_graph.Graph], None] | None = None) -> Any:
+def _trace(network: Any, fused: bool, before: Callable[[_graph.Graph], None] | None = None) -> _graph.Graph:
     try:
         with _quiet():
             return _graph.pack_attention(_graph.trace(network, fused=fused), before)
@@ -397,28 +398,28 @@ def _trace(network: Any, fused: bool, before: Callable[[_graph.Graph], None] | N
 
 
 def _checked(
-    torch: Any, network: Any, proto: Any, folder: Path, rows: _export_check.Sample, limit: int, *, exact: bool
+    torch: Any, network: Any, graph: _graph.Graph, folder: Path, rows: _export_check.Sample, limit: int, *, exact: bool
 ) -> tuple[dict[str, Any], int]:
     """Write the graph and check what was written."""
-    _write_model(proto, folder)
+    _write_model(graph, folder)
     return _export_check.check(torch, network, folder / "model.onnx", rows, context=limit, exact=exact)
 
 
 def _check_on_card(
-    torch: Any, network: Any, proto: Any, folder: Path, rows: _export_check.Sample, limit: int, tf32: bool
+    torch: Any, network: Any, graph: _graph.Graph, folder: Path, rows: _export_check.Sample, limit: int, tf32: bool
 ) -> dict[str, Any]:
     """Write the graph for a card, and check it where there is one."""
     import onnxruntime
 
-    _write_model(proto, folder)
+    _write_model(graph, folder)
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers() or not torch.cuda.is_available():
         return {"not_run": "there was no CUDA device where this was exported; `make gpu-check` measures such priors on one"}
     card = {"use_tf32": str(int(tf32)), "sdpa_kernel": "19"}  # as editor/scorer/device.go has them
     return _export_check.check(torch, network, folder / "model.onnx", rows, context=limit, exact=False, card=card)[0]
 
 
-def _graph_settings(proto: Any, attention: str, least: int, tf32: bool) -> dict[str, Any]:
-    opset = next(o.version for o in proto.opset_import if o.domain == "")
+def _graph_settings(graph: _graph.Graph, attention: str, least: int, tf32: bool) -> dict[str, Any]:
+    opset = next(o.version for o in graph.model.opset_import if o.domain == "")
     settings: dict[str, Any] = {"version": _graph.GRAPH_VERSION, "opset": opset, "attention": attention}
     if least:
         settings["min_positions"] = least
@@ -427,17 +428,17 @@ def _graph_settings(proto: Any, attention: str, least: int, tf32: bool) -> dict[
     return settings
 
 
-def _memory(network: Any, proto: Any, vocab: int, *, on_card: bool) -> dict[str, int]:
+def _memory(network: Any, graph: _graph.Graph, vocab: int, *, on_card: bool) -> dict[str, int]:
     """About what a run takes beside the weights, in bytes: of a layer's values in float32 and the logits with their softmax."""
     config = network.config.get_text_config()
     width = int(getattr(config, "hidden_size", 0) or 0)
     inner = int(getattr(config, "intermediate_size", 0) or 4 * width)
     heads = int(getattr(config, "num_attention_heads", 0) or 1)
-    chunked = _graph.chunked(proto)
+    chunked = _graph.chunked(graph)
     # Logits in chunks: on a card their log-softmax takes as much again, on the CPU a few parts' worth.
     head = 2 * _card.LOGITS_BYTES if on_card else _chunks.LOGITS_BYTES + 4 * _chunks.PART_BYTES
     # Runs that stay whole have 512 positions at most, and little for each pair of them.
-    blocks = _blocks.BLOCKS if _blocks.are_in(proto) else 1
+    blocks = _blocks.BLOCKS if _blocks.are_in(graph) else 1
     return {
         "position": 4 * (8 * width + 3 * inner) + (0 if chunked else 8 * vocab),
         "pair": -(-4 * heads // blocks),
@@ -458,17 +459,14 @@ def _write_weights_hash(network: Any, folder: Path, settings: dict[str, Any]) ->
     settings["graph"] = {"version": _graph.GRAPH_VERSION, "opset": 0, "attention": "none"}
 
 
-def _write_model(proto: Any, folder: Path) -> None:
-    import onnx
-
+def _write_model(graph: _graph.Graph, folder: Path) -> None:
     for old in folder.glob("model.onnx*"):  # one that was written to be checked
         old.unlink()
-    # Not proto.ByteSize(), which is wrong beyond that size.
-    if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > _INLINE_LIMIT:
-        onnx.save_model(
-            proto, folder / "model.onnx", save_as_external_data=True, all_tensors_to_one_file=True, location="model.onnx.data"
-        )
-        return
+    if sum(value.nbytes for value in graph.weights.values()) > _INLINE_LIMIT:
+        with (folder / _DATA).open("wb") as file:
+            proto = graph.proto((_DATA, file))
+    else:
+        proto = graph.proto()
     # deterministic: the same model gives the same bytes
     (folder / "model.onnx").write_bytes(proto.SerializeToString(deterministic=True))
 
