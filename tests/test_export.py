@@ -781,13 +781,23 @@ def test_a_disk_without_room_is_refused_beforehand(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_leaves_nothing(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_machine_without_the_memory_is_named(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny
+    known, said = os.sysconf, list[str]()
+    monkeypatch.setattr(os, "sysconf", lambda name: 1 if name == "SC_PHYS_PAGES" else known(name))
+    export(model, tmp_path / "prior", tokenizer=tokenizer, progress=said.append)
+    assert said[1] == "this machine has 0 MB of memory: the export may be killed; a larger one may be needed"
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_disk_that_fills_up_leaves_nothing(tiny: tuple[Any, Any], tmp_path: Path, inline: bool) -> None:
     """With the system's own error, in a process that may write no file larger than a few kilobytes."""
     model, tokenizer = tiny
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     code = (
         "import resource, signal, sys; from toedit.__main__ import main; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        f"import toedit.export as e; e._INLINE_LIMIT *= {inline:d}; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000)); sys.exit(main(sys.argv[1:]))"
     )
     arguments = ["export", str(tmp_path / "model"), "-o", str(tmp_path / "out" / "prior")]
@@ -806,6 +816,8 @@ def test_what_is_said_on_the_way(tiny: tuple[Any, Any], tmp_path: Path, capsys: 
     out, err = capsys.readouterr()
     assert "decisions that differ: 0 % at 0.9, 0 % at 0.99, 0 % at 0.999" in out
     assert "about 0 MB as fp32" in err
+    assert "of memory on the way" in err
+    assert "may be killed" not in err
     assert [line for line in err.splitlines() if "checking against torch" in line]
     assert export_module.main([*arguments, "--overwrite", "--no-graph"]) == 0
     assert "no graph" in capsys.readouterr().out

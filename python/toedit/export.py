@@ -41,6 +41,9 @@ _DATA = "model.onnx.data"
 _CUDA_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _WEIGHTS_HASH = "weights.json"
 _BYTES = {"fp32": 4, "int8": 1, "bf16": 2, "fp16": 2}
+# The model in float32, and as much again where ONNX Runtime arranges it anew to check it; a model in one file with its graph is
+# there twice more while it is written. Measured with 0.36 and 0.92 billion parameters.
+_MEMORY_A_PARAMETER, _MEMORY_A_PARAMETER_INLINE = 10, 13
 # About, on two cores: tracing, writing, and the check in torch and in ONNX Runtime.
 _SECONDS_A_PARAMETER = {"fp32": 1.5e-7, "int8": 2.5e-7, "bf16": 2.5e-7, "fp16": 2.5e-7}
 _MAKERS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -265,7 +268,7 @@ def _context_length(network: Any, max_length: int | None) -> int:
 
 
 def _tell(network: Any, dtype: str | None, out: Path, say: Callable[[str], None]) -> None:
-    """Say how large the prior will be and how long it takes, and refuse where the disk has no room for it."""
+    """Say how large the prior will be, what making it takes, and refuse where the disk has no room for it."""
     parameters = sum(p.numel() for p in network.parameters())
     if dtype is None:
         say(f"{parameters / 1e6:,.1f} million parameters; no graph is made")
@@ -273,11 +276,15 @@ def _tell(network: Any, dtype: str | None, out: Path, say: Callable[[str], None]
     size = parameters * _BYTES[dtype]
     # Graphs that are written to be checked are float32.
     need = max(size, 4 * parameters)
+    memory = parameters * (_MEMORY_A_PARAMETER if size > _INLINE_LIMIT else _MEMORY_A_PARAMETER_INLINE)
     seconds = 10 + parameters * _SECONDS_A_PARAMETER[dtype]
     say(
         f"{parameters / 1e6:,.1f} million parameters: about {size / 1e6:,.0f} MB as {dtype}, about {need / 1e6:,.0f} MB of "
-        f"disk on the way, about {seconds:,.0f} seconds"
+        f"disk and {memory / 1e6:,.0f} MB of memory on the way, about {seconds:,.0f} seconds"
     )
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if memory > installed:
+        say(f"this machine has {installed / 1e6:,.0f} MB of memory: the export may be killed; a larger one may be needed")
     folder = out.absolute()
     while not folder.exists():
         folder = folder.parent
