@@ -214,9 +214,9 @@ def test_the_graph_for_a_card_says_what_torch_does(
     model = random_model(family)
     tokenizer = AutoTokenizer.from_pretrained(SOURCE)
     folder = export(model, tmp_path / "prior", tokenizer=tokenizer, bos="always", max_length=CONTEXT, dtype="bf16")
-    proto = onnx.load(folder / "model.onnx")
-    types = _card._element_types(_graph.Graph(proto))
-    turned = [types[node.input[0]] for node in proto.graph.node if node.op_type in ("Cos", "Sin")]
+    graph = _graph.Graph(onnx.load(folder / "model.onnx"))
+    types = _card._element_types(graph)
+    turned = [types[node.input[0]] for node in graph.nodes if node.op_type in ("Cos", "Sin")]
     assert set(turned) == ({onnx.TensorProto.FLOAT} if family not in ("gpt2", "opt") else set())  # bfloat16 has no position 257
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
