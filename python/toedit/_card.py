@@ -30,15 +30,18 @@ def half_precision(network: Any, dtype: str) -> Any:
     import torch
     from transformers import activations
 
-    def rounded(value: Any) -> Any:
-        return value.detach().to(getattr(torch, dtype)) if value.is_floating_point() else value.detach().clone()
-
+    element = getattr(torch, dtype)
     # Handed to deepcopy as copied already: a copy in float32 that is rounded afterwards takes three times the memory.
-    made: dict[int, Any] = {id(p): torch.nn.Parameter(rounded(p), requires_grad=False) for p in network.parameters()}
+    made: dict[int, Any] = {
+        id(p): torch.nn.Parameter(p.detach().to(element), requires_grad=False)
+        for p in network.parameters()
+        if p.is_floating_point()
+    }
     for module in network.modules():
         for name in module._buffers.keys() - module._non_persistent_buffers_set:  # those that checkpoints hold
-            if (buffer := module._buffers[name]) is not None:
-                made[id(buffer)] = rounded(buffer)
+            buffer = module._buffers[name]
+            if buffer is not None and buffer.is_floating_point():
+                made[id(buffer)] = buffer.detach().to(element)
     half = copy.deepcopy(network, made)
     for name, module in list(half.named_modules(remove_duplicate=False)):
         if isinstance(module, activations.NewGELUActivation | activations.FastGELUActivation):
