@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from toedit import _chunks
+from toedit import _chunks, _experts
 
 GRAPH_VERSION = 1
 OPSET = 23
@@ -108,44 +108,17 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """The mask function that belongs to :func:`_attention`."""
 
 
-def _experts(module: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
-    """A mixture of experts, each computed for every token; the signature is that of transformers' experts functions.
-
-    hidden_states [T, H], top_k_index and top_k_weights [T, K]; returns [T, H]. Which tokens an expert serves would otherwise
-    decide the shapes of its products, and with them the rounding: a row's scores would depend on its neighbours. It costs
-    the number of experts over K as much.
-    """
-    import torch
-
-    def linear(x: Any, weight: Any, bias: Any) -> Any:
-        out = x @ weight if module.is_transposed else torch.nn.functional.linear(x, weight)
-        return out if bias is None else out + bias
-
-    first = "gate_up_proj" if module.has_gate else "up_proj"
-    total = torch.zeros_like(hidden_states)
-    for expert in range(module.num_experts):
-        biases = [getattr(module, f"{n}_bias")[expert] if module.has_bias else None for n in (first, "down_proj")]
-        inner = linear(hidden_states, getattr(module, first)[expert], biases[0])
-        inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
-        out = linear(inner, module.down_proj[expert], biases[1])
-        if getattr(module, "has_post_expert_norm", False):
-            out = module.post_expert_norm(out)
-        share = (top_k_weights * (top_k_index == expert)).sum(-1, keepdim=True)
-        total = total + out * share.to(out.dtype)
-    return total
-
-
 @contextlib.contextmanager
-def _own_functions(model: Any, fused: bool) -> Iterator[None]:
-    """Inside the block *model* attends through :func:`_attention` (or, not *fused*, as it is written), and its experts are
-    :func:`_experts`, where its architecture can."""
+def _own_functions(model: Any, fused: bool, choose: bool) -> Iterator[None]:
+    """Inside the block *model* attends through :func:`_attention` (or, not *fused*, as it is written), and its experts go
+    through a function of :mod:`toedit._experts`, where its architecture can."""
     from transformers import AttentionInterface
     from transformers.integrations.moe import ExpertsInterface
     from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(_INTERFACE, _attention)
     AttentionMaskInterface.register(_INTERFACE, _no_mask)
-    ExpertsInterface.register(_INTERFACE, _experts)
+    ExpertsInterface.register(_INTERFACE, _experts.of_chosen if choose else _experts.of_all)
     before = model.config._attn_implementation
     experts = getattr(model.config, "_experts_implementation", None)
     # Architectures that do not use the interface (ALiBi, GPT-J, Falcon) are traced with the attention written in them.
@@ -165,12 +138,12 @@ def _own_functions(model: Any, fused: bool) -> Iterator[None]:
             model.set_experts_implementation(experts)
 
 
-def trace(model: Any, *, fused: bool = True) -> Graph:
+def trace(model: Any, *, fused: bool = True, choose: bool = True) -> Graph:
     """Export *model* (a transformers causal LM, evaluation mode, on the CPU).
 
     Returns a graph with input ``context`` int64 [B, T] and output ``logits`` float32 [B, T, V], whose weights are the memory of
     the model's. *fused*: with one node for attention, where the architecture can; otherwise with the attention that is written
-    in it.
+    in it. *choose*: with experts that compute the tokens that chose them; otherwise all.
     """
     import torch
 
@@ -186,7 +159,7 @@ def trace(model: Any, *, fused: bool = True) -> Graph:
             return self.model(input_ids=context, position_ids=positions, use_cache=False).logits.float()
 
     dims = {"context": {0: torch.export.Dim("B"), 1: torch.export.Dim("T")}}
-    with _own_functions(model, fused), warnings.catch_warnings(), torch.no_grad():
+    with _own_functions(model, fused, choose), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             Logits().eval(),
@@ -203,7 +176,7 @@ def trace(model: Any, *, fused: bool = True) -> Graph:
     initializers: Any = program.model.graph.initializers
     weights = {name: value.const_value.numpy() for name, value in initializers.items()}
     initializers.clear()
-    return Graph(program.model_proto, weights)
+    return _experts.unroll(Graph(program.model_proto, weights))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -221,7 +194,7 @@ class Graph:
         from onnx import numpy_helper
 
         self.model = model
-        self.nodes: list[Any] = list(model.graph.node)
+        self._nodes: list[Any] = list(model.graph.node)
         self.weights: dict[str, np.ndarray[Any, Any]] = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
         self.weights |= weights or {}
         del model.graph.node[:]
@@ -234,16 +207,43 @@ class Graph:
         self._added: set[str] = set()
         self._fresh: Counter[str] = Counter()
 
+    @property
+    def nodes(self) -> list[Any]:
+        """In an order in which each comes after all that it reads. After a change to the list itself call :meth:`index`."""
+        if self._gone or self._before:
+            self._nodes = [node for at in self._nodes for node in self._in_place_of(at)]
+            self._gone.clear()
+            self._before.clear()
+        return self._nodes
+
+    @nodes.setter
+    def nodes(self, nodes: list[Any]) -> None:
+        self._nodes = nodes
+        self.index()
+
     def index(self) -> None:
         """Rebuild the tables from the list of nodes."""
+        # What replace() has yet to do to the list: nodes that are no longer in it, and those that come before a node, by id. It
+        # is done when somebody asks for the list: a mixture has thousands of nodes to replace and a list of a hundred thousand.
+        self._gone: dict[int, Any] = {}
+        self._before: dict[int, list[Any]] = {}
         self.maker: dict[str, Any] = {}
         self.readers: dict[str, list[Any]] = {}
-        for node in self.nodes:
-            for name in node.output:
-                self.maker[name] = node
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
+        for node in self._nodes:
+            self._enter(node)
         self.outputs = {o.name for o in self.model.graph.output}
+
+    def _enter(self, node: Any) -> None:
+        for name in filter(None, node.output):
+            self.maker[name] = node
+        for name in filter(None, node.input):
+            self.readers.setdefault(name, []).append(node)
+
+    def _in_place_of(self, node: Any) -> Iterator[Any]:
+        for new in self._before.get(id(node), ()):
+            yield from self._in_place_of(new)
+        if id(node) not in self._gone:
+            yield node
 
     def constant(self, name: str) -> np.ndarray[Any, Any] | None:
         """The value of *name* if it is constant, else None."""
@@ -304,15 +304,16 @@ class Graph:
 
     def replace(self, old: Iterable[Any], new: Sequence[Any], before: Any) -> None:
         """Take nodes out and put others in the place of *before*, which must come after all that they read."""
-        gone = {id(node) for node in old}
-        nodes: list[Any] = []
-        for node in self.nodes:
-            if node is before:
-                nodes.extend(new)
-            if id(node) not in gone:
-                nodes.append(node)
-        self.nodes = nodes
-        self.index()
+        for node in old:
+            self._gone[id(node)] = node
+            for name in node.output:
+                self.maker.pop(name, None)
+            for name in set(node.input):
+                if name:
+                    self.readers[name] = [reader for reader in self.readers[name] if reader is not node]
+        for node in new:
+            self._enter(node)
+        self._before.setdefault(id(before), []).extend(new)
 
     def prune(self) -> set[str]:
         """Drop the nodes that nothing reads; returns the names of the values that are left."""
@@ -323,7 +324,6 @@ class Graph:
                 kept.append(node)
                 needed.update(_reads(node))
         self.nodes = kept[::-1]
-        self.index()
         return needed
 
     def finish(self) -> Graph:
@@ -653,7 +653,6 @@ def add_outputs(
             value("topk_logp", TensorProto.FLOAT, ["M", "K"]),
         ]
     )
-    graph.index()
     return graph.finish()
 
 

@@ -29,6 +29,8 @@ TABLE_LIMIT = 127
 _SMALLEST = np.float32(1e-20)
 _STEP = np.array(1 / 127, dtype=np.float32)
 _ZERO = np.array(128, dtype=np.uint8)
+# Behind these there is no product that makes a choice.
+_NO_CHOICE = frozenset({"Attention", "Gemm", "GroupQueryAttention", "LayerNormalization", "RMSNormalization"})
 
 _Array = npt.NDArray[Any]
 
@@ -44,7 +46,8 @@ def to_int8(graph: Graph) -> Graph:
     """Rewrite every product with a constant matrix, and the embedding table, of *graph* (changed in place and returned).
 
     *graph* is in float32, as :func:`toedit._graph.trace` makes it. Products that read the same vectors
-    share one quantisation. What is not a product with a constant (attention, norms, the softmax) stays in float32.
+    share one quantisation. What is not a product with a constant (attention, norms, the softmax) stays in float32, and so does
+    the choice of experts: a small product, where a little rounding makes a token another expert's.
 
     A large table (:data:`toedit._chunks.LARGE_VOCAB` rows) that is the output embedding too is stored once, for both, in the
     output embedding's 7 bits: |difference of ln P| grew by 2.5 % with the bundled prior's weights, the file of a GPT-2 shrinks
@@ -92,14 +95,22 @@ def _rewrite_products(graph: Graph, tied: dict[str, tuple[str, str]]) -> None:
     quantized: dict[str, tuple[str, str]] = {}
     # value -> its rows' scale, for products whose scaling is left to the one quantisation that reads them
     unscaled: dict[str, str] = {}
-    for node in [n for n in graph.nodes if n.op_type == "MatMul"]:
+    choices = _choices(graph)
+    for node in [n for n in graph.nodes if n.op_type == "MatMul" and id(n) not in choices]:
         weight = _weight(graph, node.input[1])
         if weight is None:
             continue
         source = node.input[0]
         new: list[Any] = []
+        # The rows of an expert are those of all, some of them, and so is what becomes of them.
+        taken = _taken(graph, source)
+        whole = taken.input[0] if taken is not None else source
+        if whole not in quantized:
+            quantized[whole] = _quantize(graph, whole, weight.shape[0], unscaled, new)
         if source not in quantized:
-            quantized[source] = _quantize(graph, source, weight.shape[0], unscaled, new)
+            quantized[source] = f"{source}.int8", f"{source}.largest"
+            for value, some in zip(quantized[whole], quantized[source], strict=True):
+                new.append(graph.node("Gather", [value, taken.input[1]], [some], axis=0))
         rows, scale = quantized[source]
         stem = node.output[0]
         product = f"{stem}.unscaled"
@@ -128,6 +139,29 @@ def _rewrite_products(graph: Graph, tied: dict[str, tuple[str, str]]) -> None:
         unscaled[gated.output[0]] = scale
         graph.replace([node], new, node)
         graph.replace([gated], [graph.node("Mul", [other, product], list(gated.output))], gated)
+
+
+def _choices(graph: Graph) -> set[int]:
+    """The ids of the products whose largest values choose a token's experts."""
+    found = set()
+    names = [node.input[0] for node in graph.nodes if node.op_type == "TopK"]
+    seen = set(names)
+    while names:
+        node = graph.maker.get(names.pop())
+        if node is not None and node.op_type == "MatMul":
+            found.add(id(node))
+        elif node is not None and node.op_type not in _NO_CHOICE:
+            names += [name for name in node.input if name and name not in seen]
+            seen.update(node.input)
+    return found
+
+
+def _taken(graph: Graph, name: str) -> Any:
+    """The node that takes *name* [N, K] from the rows of a value that is computed [T, K], or None."""
+    node = graph.maker.get(name)
+    if node is None or node.op_type != "Gather" or graph.constant(node.input[0]) is not None:
+        return None
+    return node if next((a.i for a in node.attribute if a.name == "axis"), 0) == 0 else None
 
 
 def _store(

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -357,45 +358,54 @@ def _write_graph(
 ) -> dict[str, Any]:
     """Write model.onnx in the fastest form that is exact, and what is to be known of it into settings; returns the check."""
     dtype, limit, tf32 = settings["dtype"], settings["context_length"], False
-    for fused in (True, False):
+    mixed = float_model._can_set_experts_implementation()
+    attends = getattr(float_model, "_supports_attention_backend", False)
+    # experts that compute what chose them and fused attention, where the architecture has a choice of them
+    forms = list(itertools.product((True, False)[: 1 + mixed], (True, False)[: 1 + attends]))
+    for choose, fused in forms:
         try:
-            say("converting" if fused else "converting with the model's own attention")
-            graph = _blocks.cut(_graph.add_outputs(_trace(float_model, fused)))
+            slower = [
+                what for what, fast in (("its own attention", fused), ("every expert for every token", choose)) if not fast
+            ]
+            say(f"converting{' with ' * bool(slower)}{' and '.join(slower)}")
+            graph = _blocks.cut(_graph.add_outputs(_trace(float_model, fused, choose)))
             say("checking against torch in float32")
             check, least = _checked(torch, float_model, graph, folder, rows, limit, exact=True)
             break
         except PriorError as error:
-            if not fused or not getattr(float_model, "_supports_attention_backend", False):
+            if (choose, fused) == forms[-1]:
                 raise PriorError(
                     f"{error}. Where nothing converts exactly: export with graph=False (--no-graph) and score with "
                     "toedit.torch.score, which is exact for every architecture"
                 ) from error
-            say(f"not with fused attention: {error}")
+            say(f"not in this form: {error}")
     if dtype == "int8":
         say("quantising, and measuring what that does")
         # traced anew: graphs are rewritten in place
-        graph = _blocks.cut(_graph.add_outputs(_int8.to_int8(_trace(float_model, fused))))
+        graph = _blocks.cut(_graph.add_outputs(_int8.to_int8(_trace(float_model, fused, choose))))
         check, least = _checked(torch, float_model, graph, folder, rows, limit, exact=False)
     elif dtype in _CUDA_DTYPES:
         say(f"converting in {_CUDA_DTYPES[dtype]}")
-        prepared, tf32 = _card.prepare(_trace(_card.half_precision(float_model, _CUDA_DTYPES[dtype]), fused, _card.fuse_rotary))
+        half = _card.half_precision(float_model, _CUDA_DTYPES[dtype])
+        choose = False
+        prepared, tf32 = _card.prepare(_trace(half, fused, choose, before=_card.fuse_rotary))
         graph = _graph.add_outputs(prepared, logits_bytes=_card.LOGITS_BYTES, part_bytes=None)
         least = 0
         check = _check_on_card(torch, float_model, graph, folder, rows, limit, tf32)
     attention = _graph.attention_of(graph)
     if attention == "decomposed":
         say("attention is the model's own, in several operators: exact, and slower than a fused one")
-    if float_model._can_set_experts_implementation():
+    if mixed and not choose:
         say("every expert is computed for every token: exact, and slower than a choice of them")
     settings["graph"] = _graph_settings(graph, attention, least, tf32)
     settings["memory"] = _memory(float_model, graph, settings["vocab_size"], on_card=dtype in _CUDA_DTYPES)
     return check
 
 
-def _trace(network: Any, fused: bool, before: Callable[[_graph.Graph], None] | None = None) -> _graph.Graph:
+def _trace(network: Any, fused: bool, choose: bool, *, before: Callable[[_graph.Graph], None] | None = None) -> _graph.Graph:
     try:
         with _quiet():
-            return _graph.pack_attention(_graph.trace(network, fused=fused), before)
+            return _graph.pack_attention(_graph.trace(network, fused=fused, choose=choose), before)
     except Exception as error:
         cause: BaseException = error
         while (inner := cause.__cause__ or cause.__context__) is not None:

@@ -27,21 +27,21 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
-from common import machine, report, take_turns
+from common import left_out, machine, report, take_turns
 
 import toedit
 import toedit.export
+from toedit import _blocks, _graph
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from llama2c import word_tokenizer
 
 LENGTH, ROWS, K, WANTED, ROUNDS = 513, 8, 8, 0.27, 5
-# A peer that takes this many times as long as torch in float32 is nobody's choice, and an hour's benchmark.
-HOPELESS = 4
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "MatMulIntegerToFloat", "GroupQueryAttention", "Attention")
 GOALS = {
     "gpt2": {("fp32", "torch fp32"): 1.8, ("int8", "torch fp32"): 4.2, ("int8", "torch bf16 autocast"): 2.1},
     "llama": {("fp32", "torch fp32"): 2.0, ("int8", "torch fp32"): 3.6, ("int8", "torch bf16 autocast"): 1.8},
+    "mixture": {},
 }
 
 Ids = npt.NDArray[np.int64]
@@ -49,10 +49,24 @@ Ids = npt.NDArray[np.int64]
 
 def shape_of(name: str) -> Any:
     """The configuration, with transformers' own defaults for a GPT-2."""
-    from transformers import GPT2Config, LlamaConfig
+    from transformers import GPT2Config, LlamaConfig, Qwen3MoeConfig
 
     if name == "gpt2":
         return GPT2Config()
+    if name == "mixture":
+        return Qwen3MoeConfig(
+            vocab_size=32_000,
+            hidden_size=1024,
+            num_hidden_layers=4,
+            num_attention_heads=16,
+            num_key_value_heads=4,
+            head_dim=64,
+            num_experts=64,
+            num_experts_per_tok=8,
+            moe_intermediate_size=512,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+        )
     return LlamaConfig(
         vocab_size=49_152,
         hidden_size=576,
@@ -89,13 +103,6 @@ def fastest_batch(name: str, make: Callable[[int], Callable[[], Any]]) -> Callab
     best = min(candidates, key=lambda batch: timings[str(batch)].least)
     print(f"  {name}: batches of {best} rows are its fastest")
     return candidates[best]
-
-
-def slowdown_of_autocast(model: Any, rows: Ids) -> float:
-    """How many times as long as in float32 torch takes in bfloat16, which some processors have no instructions for."""
-    peers = {str(autocast): torch_scorer(model, rows, 1, 0.0, autocast) for autocast in (False, True)}
-    timings = take_turns(peers, 1)
-    return timings["True"].least / timings["False"].least
 
 
 def session_of(model: str | bytes, profile: str = "") -> onnxruntime.InferenceSession:
@@ -179,6 +186,38 @@ def blocks(name: str, prior: toedit.Prior, vocab: int, threshold: float) -> None
         )
 
 
+def take_fastest_experts(model: Any, rows: Ids) -> None:
+    """Let torch compute a mixture's experts in the way that is fastest here."""
+
+    def with_experts(how: str) -> Callable[[], Any]:
+        def score() -> Any:
+            model.set_experts_implementation(how)
+            return torch_scorer(model, rows[:2], 1, 0.0, False)()
+
+        return score
+
+    timings = take_turns({how: with_experts(how) for how in ("eager", "grouped_mm")}, 2)
+    best = min(timings, key=lambda how: timings[how].least)
+    model.set_experts_implementation(best)
+    print(f"  torch: {best} experts are its fastest")
+
+
+def choice(name: str, model: Any, prior: toedit.Prior, rows: Ids, threshold: float) -> None:
+    """Print what computing only the experts that tokens chose gains, for one row on one thread."""
+    traced = _graph.pack_attention(_graph.trace(model, choose=False))
+    all_of_them = _blocks.cut(_graph.add_outputs(traced))
+    sessions = {
+        "chosen": session_of(str(prior.path / "model.onnx")),
+        "all": session_of(all_of_them.proto().SerializeToString()),
+    }
+    run = feeds(rows[:1], threshold)
+    timings = take_turns({how: functools.partial(session.run, None, run) for how, session in sessions.items()}, ROUNDS)
+    print(
+        f"  {name}: only the experts that were chosen: {timings['all'].median / timings['chosen'].median:.2f} times as fast by "
+        f"median, {timings['all'].least / timings['chosen'].least:.2f} by minimum, as all of them"
+    )
+
+
 def compare(name: str) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -187,6 +226,9 @@ def compare(name: str) -> None:
     rows = np.random.default_rng(0).integers(3, model.config.vocab_size, size=(ROWS, LENGTH))
     tokens = ROWS * (LENGTH - 1)
     print(f"\n{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.0f}M parameters, {ROWS} rows of {LENGTH} tokens")
+    mixed = model._can_set_experts_implementation()
+    if mixed:
+        take_fastest_experts(model, rows)
     log_p = torch_scorer(model, rows, 1, 0.0, False)().numpy()
     threshold = float(np.quantile(log_p, 1 - WANTED))
     with tempfile.TemporaryDirectory() as folder:
@@ -199,8 +241,8 @@ def compare(name: str) -> None:
         keep = [(float(np.exp(threshold)), 1.0)]
         peers: dict[str, Callable[[], Any]] = {}
         for theirs, autocast in (("torch fp32", False), ("torch bf16 autocast", True)):
-            if autocast and (slower := slowdown_of_autocast(model, rows[:1, :65])) > HOPELESS:
-                print(f"  {theirs}: left out, {slower:.0f} times as slow as fp32 on this processor (a row of 65 tokens)")
+            short, usual = (torch_scorer(model, rows[:1, :65], 1, threshold, cast) for cast in (autocast, False))
+            if autocast and left_out(theirs, short, "torch fp32", usual):
                 continue
             peers[theirs] = fastest_batch(theirs, lambda b, a=autocast: torch_scorer(model, rows, b, threshold, a))  # type: ignore[misc]
         for dtype, prior in priors.items():
@@ -226,6 +268,8 @@ def compare(name: str) -> None:
         for dtype, prior in priors.items():
             profile(f"{name}, {dtype}", prior, rows, threshold)
             blocks(f"{name}, {dtype}", prior, model.config.vocab_size, threshold)
+        if mixed:
+            choice(f"{name}, fp32", model, priors["fp32"], rows, threshold)
 
 
 def main() -> None:

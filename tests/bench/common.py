@@ -15,6 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+# A peer that takes this many times as long as another form of the same is nobody's choice, and an hour's benchmark.
+HOPELESS = 4
+
 
 @dataclass
 class Timing:
@@ -44,6 +47,16 @@ def take_turns(peers: dict[str, Callable[[], object]], rounds: int, inner: int =
             if turn > 0:
                 timings[name].seconds.append(seconds)
     return timings
+
+
+def left_out(name: str, call: Callable[[], object], usual: str, usual_call: Callable[[], object]) -> bool:
+    """Whether a peer is hopeless, by a small piece of the work that it and its usual form do; says so. torch's bfloat16 is, on
+    processors without instructions for it."""
+    timings = take_turns({name: call, usual: usual_call}, 1)
+    times = timings[name].least / timings[usual].least
+    if times > HOPELESS:
+        print(f"  {name}: left out, {times:.0f} times as slow as {usual} on this processor")
+    return times > HOPELESS
 
 
 def report(title: str, timings: dict[str, Timing], tokens: int, ours: str) -> None:
