@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import signal
 import subprocess
 import sys
@@ -102,6 +103,37 @@ def fp32_prior(tmp_path_factory: pytest.TempPathFactory) -> toedit.Prior:
     prior = toedit.Prior(folder, threads=2)
     prior.score([[1, 2, 3]])
     return prior
+
+
+@pytest.fixture(scope="session")
+def traces() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+def traced_once(traces: dict[str, Any]) -> Iterator[pytest.MonkeyPatch]:
+    """Exports of equal small models share what torch traced, which takes most of their time; ``undo()`` ends that."""
+    from toedit import _graph
+
+    really = _graph.trace
+
+    def trace(model: Any, **form: Any) -> Any:
+        state = {name: value.detach() for name, value in model.state_dict().items()}
+        if sum(value.nbytes for value in state.values()) > 10 << 20:
+            return really(model, **form)
+        digest = hashlib.sha256(f"{model} {model.config} {form}".encode())
+        for name, value in sorted(state.items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.float().numpy().tobytes())
+        key = digest.hexdigest()
+        if key not in traces:
+            traces[key] = really(model, **form)
+            traces[key].weights = {name: value.copy() for name, value in traces[key].weights.items()}  # tests change models
+        return traces[key].copy()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_graph, "trace", trace)
+        yield patch
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,8 @@ from toedit.export import FP32_TOLERANCE, export
 Rows = list[list[int]]
 Outputs = list[npt.NDArray[Any]]
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 WEIGHTS = Path(__file__).parents[1] / "python" / "prior"
 BUNDLED = Path(toedit.__file__).parent / "builtin_prior"
 
@@ -293,7 +295,10 @@ def test_ties_go_to_the_lower_id(tiny: tuple[Any, Any], tmp_path: Path) -> None:
 # The folder
 
 
-def test_export_is_deterministic_and_carries_no_path(folders: dict[str, Path], tiny: tuple[Any, Any], tmp_path: Path) -> None:
+def test_export_is_deterministic_and_carries_no_path(
+    folders: dict[str, Path], tiny: tuple[Any, Any], tmp_path: Path, traced_once: pytest.MonkeyPatch
+) -> None:
+    traced_once.undo()
     model, tokenizer = tiny
     for dtype in ("fp32", "int8"):
         first, second = (export(model, tmp_path / dtype / n, tokenizer=tokenizer, dtype=dtype) for n in ("one", "two"))  # type: ignore[arg-type]

@@ -25,6 +25,8 @@ from transformers import AutoTokenizer
 from toedit import _card, _chunks, _graph
 from toedit.export import FP32_TOLERANCE, export
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 SOURCE = Path(__file__).parents[1] / "python" / "prior"
 VOCABULARY, CONTEXT, WINDOW = 4096, 200, 24
 

@@ -202,6 +202,13 @@ class Graph:
         self._begin()
         self.index()
 
+    def copy(self) -> Graph:
+        """Nodes of its own, the same weights: a step that changes the one leaves the other."""
+        model = type(self.model)()
+        model.CopyFrom(self.model)
+        model.graph.node.extend(self.nodes)
+        return Graph(model, self.weights)
+
     def _begin(self) -> None:
         """Names that a step gives are its own: what it adds does not hang on which steps came before."""
         self._added: set[str] = set()

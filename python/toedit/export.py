@@ -368,7 +368,9 @@ def _write_graph(
                 what for what, fast in (("its own attention", fused), ("every expert for every token", choose)) if not fast
             ]
             say(f"converting{' with ' * bool(slower)}{' and '.join(slower)}")
-            graph = _blocks.cut(_graph.add_outputs(_trace(float_model, fused, choose)))
+            traced = _trace(float_model, fused, choose)
+            # every step rewrites the graph in place
+            graph = _blocks.cut(_graph.add_outputs(traced.copy() if dtype == "int8" else traced))
             say("checking against torch in float32")
             check, least = _checked(torch, float_model, graph, folder, rows, limit, exact=True)
             break
@@ -381,8 +383,7 @@ def _write_graph(
             say(f"not in this form: {error}")
     if dtype == "int8":
         say("quantising, and measuring what that does")
-        # traced anew: graphs are rewritten in place
-        graph = _blocks.cut(_graph.add_outputs(_int8.to_int8(_trace(float_model, fused, choose))))
+        graph = _blocks.cut(_graph.add_outputs(_int8.to_int8(traced)))
         check, least = _checked(torch, float_model, graph, folder, rows, limit, exact=False)
     elif dtype in _CUDA_DTYPES:
         say(f"converting in {_CUDA_DTYPES[dtype]}")
