@@ -94,9 +94,12 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "gpt-oss": lambda: config(
         "GptOssConfig", head_dim=16, sliding_window=WINDOW, num_local_experts=4, num_experts_per_tok=2, rope_parameters=_PLAIN
     ),
+    # experts chosen one after the other
+    "phimoe": lambda: config("PhimoeConfig", num_local_experts=4, num_experts_per_tok=2),
 }
 # Those that attend in their own way.
 DECOMPOSED = {"falcon", "bloom"}
+MIXTURES = {"mixtral", "qwen3-moe", "gpt-oss", "phimoe"}
 
 
 def random_model(family: str) -> Any:
@@ -136,6 +139,14 @@ def test_a_family_converts(family: str, dtype: Any, tmp_path: Path) -> None:
     assert any("attention is the model's own" in line for line in said) == (family in DECOMPOSED)
     assert not any("every expert is computed" in line for line in said)
     assert settings["graph"].get("min_positions", 0) == (72 if family == "gemma2-wide" else 0)
+
+    graph = onnx.load(folder / "model.onnx").graph
+    weights = {i.name: i.data_type for i in graph.initializer}
+    turned = {n.output[0]: n.input[0] for n in graph.node if n.op_type in ("Gather", "Transpose")}
+    products = [n.input[1] for n in graph.node if n.op_type in ("Gemm", "MatMul")]
+    in_float = [name for name in products if weights.get(turned.get(name, name)) == onnx.TensorProto.FLOAT]
+    # in int8 only the choice of experts, in each of two layers
+    assert len(in_float) == 2 * (family in MIXTURES) if dtype == "int8" else len(in_float) > 8
 
     rng = np.random.default_rng(5)
     rows = [rng.integers(1, VOCABULARY, size=n).tolist() for n in (1, 2, 7, 8, 9, 31, 63, 64, 65, 128, 150, CONTEXT)]

@@ -144,7 +144,7 @@ def _rewrite_products(graph: Graph, tied: dict[str, tuple[str, str]]) -> None:
 def _choices(graph: Graph) -> set[int]:
     """The ids of the products whose largest values choose a token's experts."""
     found = set()
-    names = [node.input[0] for node in graph.nodes if node.op_type == "TopK"]
+    names = [node.input[0] for node in graph.nodes if node.op_type in ("ArgMax", "TopK")]
     seen = set(names)
     while names:
         node = graph.maker.get(names.pop())
