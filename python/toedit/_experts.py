@@ -104,7 +104,7 @@ def unroll(graph: Graph) -> Graph:
     for node in graph.nodes:
         if node.op_type == _MIXTURE and node.domain == _DOMAIN:
             nodes += _copies(graph, own, node)
-        elif node.domain == _DOMAIN or own.keys() & set(node.input):
+        elif node.domain == _DOMAIN or any(name in own for name in node.input):
             own.update(dict.fromkeys(node.output, node))
         else:
             nodes.append(node)

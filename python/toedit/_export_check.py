@@ -22,6 +22,11 @@ _THRESHOLDS = (0.9, 0.99, 0.999)
 # 128) round in another order than above.
 _LEAST_POSITIONS = (0, 72, 136)
 
+# Two experts of a mixture may stand so close that rounding decides which of them a token has: once in some 300,000 choices, as
+# measured, and a check makes tens of thousands. There torch, with embeddings that are off by as little as this, differs from
+# itself, and no graph can be held against it. More such positions than this share are no matter of chance.
+_NUDGE, _NUDGES, _UNDECIDED = 2.0**-18, 8, 0.25
+
 _Rows = list[list[int]]
 
 
@@ -81,6 +86,21 @@ def _torch_logprobs(torch: Any, network: Any, row: list[int]) -> npt.NDArray[np.
         logits = network(input_ids=torch.tensor([row])[:, :-1], use_cache=False).logits.double()
         out: npt.NDArray[np.float64] = torch.log_softmax(logits, dim=-1)[0].numpy()
         return out
+
+
+def _undecided(torch: Any, network: Any, row: list[int], logprobs: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Where torch's own ln P of the row, *logprobs*, hangs on rounding: bool [len(row) - 1]."""
+    noise = torch.Generator().manual_seed(0)
+
+    def nudge(_: Any, __: Any, vectors: Any) -> Any:
+        return vectors * (1 + _NUDGE * (2 * torch.rand(vectors.shape, generator=noise) - 1))
+
+    hook = network.get_input_embeddings().register_forward_hook(nudge)
+    try:
+        moved = [np.abs(_torch_logprobs(torch, network, row) - logprobs).max(axis=-1) for _ in range(_NUDGES)]
+    finally:
+        hook.remove()
+    return np.asarray(np.max(moved, axis=0) > FP32_TOLERANCE)
 
 
 class _Graph:
@@ -148,7 +168,8 @@ def check(
 
     Returns:
         What prior.json keeps as "check": the differences of ln P on the rows of real text and the share of decisions at usual
-        thresholds that differ; and the least positions that rows must be padded to.
+        thresholds that differ; of an exact mixture of experts that differs at some positions because rounding decides there
+        which experts a token has, how many these are; and the least positions that rows must be padded to.
 
     Raises:
         PriorError: the graph does not run, gives what is no number, disagrees with torch, or scores a row by its company.
@@ -159,6 +180,9 @@ def check(
     else:
         least, together = 0, graph(rows.rows, 0)
     differences, best, flips = [], [], np.zeros(len(_THRESHOLDS))
+    comparable = []  # positions that torch decides
+    # half precision rounds the stored top-k by at most 2^-11 of its size
+    of_best = FP32_TOLERANCE - 2**-11 * float(together[3].min(initial=-1.0))
     width = together[0].shape[1]
     for index, row in enumerate(rows.rows):
         logprobs = _torch_logprobs(torch, network, row)
@@ -173,16 +197,26 @@ def check(
             flips += [((got >= np.log(t)) != (want >= np.log(t))).sum() for t in _THRESHOLDS]
         top = together[3][index * width : index * width + len(row) - 1, 0]
         best.append(np.abs(top - logprobs.max(axis=-1)))
-    largest = max(float(d.max()) for d in differences)
+        off = (differences[-1] > FP32_TOLERANCE) | (best[-1] > of_best)
+        if exact and off.any() and network._can_set_experts_implementation():
+            off &= _undecided(torch, network, row, logprobs)
+            comparable.append(~off)
+        else:
+            comparable.append(np.ones_like(off))
+    compared = np.concatenate(comparable)
+    if np.mean(~compared) > _UNDECIDED:
+        compared[:] = True
+    largest = float(np.concatenate(differences)[compared].max())
     if exact and not largest <= FP32_TOLERANCE:
         raise PriorError(f"the exported graph differs from torch by up to {largest:.3g} nats, more than {FP32_TOLERANCE:g}")
-    # Half precision rounds the stored top-k by at most 2^-11 of its size.
-    if exact and np.concatenate(best).max() > FP32_TOLERANCE + 2**-11 * max(1.0, float(-together[3].min())):
+    if exact and np.concatenate(best)[compared].max() > of_best:
         raise PriorError("the exported graph's top-k is not torch's")
+    undecided = int((~compared[: sum(len(row) - 1 for row in rows.text)]).sum())
     on_text = np.concatenate(differences[: len(rows.text)])
     return {
         "max_abs_dlogp": float(f"{on_text.max():.3g}"),
         "mean_abs_dlogp": float(f"{on_text.mean():.3g}"),
         "decisions_that_differ": {str(t): float(f"{n / on_text.size:.3g}") for t, n in zip(_THRESHOLDS, flips, strict=True)},
         "positions": int(on_text.size),
+        **({"decided_by_rounding": undecided} if undecided else {}),
     }, least

@@ -613,7 +613,10 @@ def _of_check(check: dict[str, Any] | None) -> str:
     if "not_run" in check:
         return f"not checked: {check['not_run']}"
     flips = ", ".join(f"{100 * share:.2g} % at {threshold}" for threshold, share in check["decisions_that_differ"].items())
+    positions = f"{check['positions']} positions of text"
+    if "decided_by_rounding" in check:
+        positions += f", at {check['decided_by_rounding']} of which rounding decides what experts a token has"
     return (
         f"|difference of ln P from torch| mean {check['mean_abs_dlogp']:.2g}, largest {check['max_abs_dlogp']:.2g}, "
-        f"decisions that differ: {flips} (of {check['positions']} positions of text)"
+        f"decisions that differ: {flips} (of {positions})"
     )
