@@ -45,7 +45,8 @@ _BYTES = {"fp32": 4, "int8": 1, "bf16": 2, "fp16": 2}
 # The model in float32, and as much again where ONNX Runtime arranges it anew to check it; a model in one file with its graph is
 # there twice more while it is written. Measured with 0.36 and 0.92 billion parameters.
 _MEMORY_A_PARAMETER, _MEMORY_A_PARAMETER_INLINE = 10, 13
-# About, on two cores: tracing, writing, and the check in torch and in ONNX Runtime.
+# About, on two cores: tracing, whatever the size of a layer (a slow processor); writing, and the check in torch and the graph.
+_SECONDS_A_LAYER = {"fp32": 1, "int8": 1, "bf16": 2, "fp16": 2}
 _SECONDS_A_PARAMETER = {"fp32": 1.5e-7, "int8": 2.5e-7, "bf16": 2.5e-7, "fp16": 2.5e-7}
 _MAKERS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 # What transformers may write of where it found a tokenizer.
@@ -278,7 +279,8 @@ def _tell(network: Any, dtype: str | None, out: Path, say: Callable[[str], None]
     # Graphs that are written to be checked are float32.
     need = max(size, 4 * parameters)
     memory = parameters * (_MEMORY_A_PARAMETER if size > _INLINE_LIMIT else _MEMORY_A_PARAMETER_INLINE)
-    seconds = 10 + parameters * _SECONDS_A_PARAMETER[dtype]
+    layers = getattr(network.config.get_text_config(), "num_hidden_layers", None) or 0
+    seconds = 10 + layers * _SECONDS_A_LAYER[dtype] + parameters * _SECONDS_A_PARAMETER[dtype]
     say(
         f"{parameters / 1e6:,.1f} million parameters: about {size / 1e6:,.0f} MB as {dtype}, about {need / 1e6:,.0f} MB of "
         f"disk and {memory / 1e6:,.0f} MB of memory on the way, about {seconds:,.0f} seconds"
