@@ -221,7 +221,10 @@ def widened(path: Path) -> bytes:
 
 @pytest.mark.parametrize(
     ("family", "large"),
-    [(f, 8) for f in ("gpt2", "llama3", "qwen2", "qwen3", "olmo2", "gemma2", "phi", "opt", "falcon", "mixtral")]
+    [
+        (f, 8)
+        for f in ("gpt2", "llama3", "qwen2", "qwen3", "olmo2", "gemma2", "phi", "opt", "falcon", "mixtral", "gpt-oss", "phimoe")
+    ]
     + [(f, _chunks.LARGE_VOCAB) for f in ("gpt2", "gemma2")],
 )
 def test_the_graph_for_a_card_says_what_torch_does(
@@ -236,6 +239,8 @@ def test_the_graph_for_a_card_says_what_torch_does(
     types = _card._element_types(graph)
     turned = [types[node.input[0]] for node in graph.nodes if node.op_type in ("Cos", "Sin")]
     assert set(turned) == ({onnx.TensorProto.FLOAT} if family not in ("gpt2", "opt") else set())  # bfloat16 has no position 257
+    in_half = [n.op_type for n in graph.nodes if n.input and types.get(n.input[0]) == onnx.TensorProto.BFLOAT16]
+    assert not {"ArgMax", "Clip", "ReduceMax", "TopK"} & set(in_half)  # for which a card has no kernel
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(widened(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
@@ -249,7 +254,8 @@ def test_the_graph_for_a_card_says_what_torch_does(
     low, high = np.float32([-3, -6, -9]), np.float32([0, -4, -7])
     outputs = session.run(None, {"input_ids": ids, "k": np.array([6]), "keep_low": low, "keep_high": high})
     logp, where, topk_ids, topk_logp = map(np.asarray, outputs)
-    np.testing.assert_allclose(logp, want, atol=2e-4, rtol=0)
+    # GPT-OSS's activation has a factor of 1.702, which is rounded as the weights are
+    np.testing.assert_allclose(logp, want, atol=2e-3 if family == "gpt-oss" else 2e-4, rtol=0)
     wanted = ((logp[..., None] >= low) & (logp[..., None] <= high)).any(-1)
     assert 10 < wanted.sum() < wanted.size - 10
     np.testing.assert_array_equal(where, np.flatnonzero(wanted))

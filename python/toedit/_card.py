@@ -18,6 +18,7 @@ LOGITS_BYTES = 1 << 30
 """The most bytes of logits at a time: a card wants large products. Their log-softmax takes as much again."""
 
 _PRODUCTS = frozenset({"Attention", "Conv", "Einsum", "Gemm", "MatMul"})
+_COMPARING = frozenset({"ArgMax", "Clip", "ReduceMax", "TopK"})
 
 
 def half_precision(network: Any, dtype: str) -> Any:
@@ -127,6 +128,7 @@ def prepare(graph: Graph) -> tuple[Graph, bool]:
     types = _element_types(graph)
     exact = all(_is_exact_in_tf32(graph, node, types) for node in graph.nodes if node.op_type in _PRODUCTS)
     _wide_norms(graph, types)
+    _wide_comparisons(graph, types)
     _caches(graph)
     return _float_head(graph.finish()), exact
 
@@ -178,6 +180,23 @@ def _wide_norms(graph: Graph, types: dict[str, int]) -> None:
             wide = f"{node.output[0]}.wide"
             cast = graph.node("Cast", [vectors], [wide], to=types[scale])
             graph.replace([node], [cast, *_chunks.renamed([node], {vectors: wide})], node)
+
+
+def _wide_comparisons(graph: Graph, types: dict[str, int]) -> None:
+    """Let what compares bfloat16 values, as the choice of experts does, compare them in float32, which holds them all: CUDA's
+    provider has no kernel that does it in bfloat16."""
+    from onnx import TensorProto
+
+    half = TensorProto.BFLOAT16
+    for node in [n for n in graph.nodes if n.op_type in _COMPARING and types.get(n.input[0]) == half]:
+        wide = {name: f"{node.output[0]}.of.{name}" for name in node.input if types.get(name) == half}
+        (compared,) = _chunks.renamed([node], wide)
+        new = [graph.node("Cast", [name], [wider], to=TensorProto.FLOAT) for name, wider in wide.items()]
+        new.append(compared)
+        if node.op_type != "ArgMax":  # whose output is places
+            compared.output[0] = f"{node.output[0]}.wide"
+            new.append(graph.node("Cast", [compared.output[0]], [node.output[0]], to=half))
+        graph.replace([node], new, node)
 
 
 def _caches(graph: Graph) -> None:
