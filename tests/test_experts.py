@@ -149,7 +149,7 @@ def test_experts_are_stored_in_int8_and_the_choice_of_them_is_not(folders: dict[
     assert least < 0.4 * most
 
 
-def test_one_expert_is_traced_whatever_their_number(model: Any) -> None:
+def test_an_expert_s_matrices_are_views_of_the_model_s(model: Any) -> None:
     graph = _graph.trace(model)
     assert not any(node.domain == "toedit" for node in graph.nodes)
     parts = [value for name, value in graph.weights.items() if ".experts." in name and value.ndim == 2]

@@ -198,11 +198,8 @@ def check(
         top = together[3][index * width : index * width + len(row) - 1, 0]
         best.append(np.abs(top - logprobs.max(axis=-1)))
         off = (differences[-1] > FP32_TOLERANCE) | (best[-1] > of_best)
-        if exact and off.any() and network._can_set_experts_implementation():
-            off &= _undecided(torch, network, row, logprobs)
-            comparable.append(~off)
-        else:
-            comparable.append(np.ones_like(off))
+        excused = exact and off.any() and network._can_set_experts_implementation()
+        comparable.append(~(off & _undecided(torch, network, row, logprobs)) if excused else np.ones_like(off))
     compared = np.concatenate(comparable)
     if np.mean(~compared) > _UNDECIDED:
         compared[:] = True

@@ -366,10 +366,8 @@ def _write_graph(
     forms = list(itertools.product((True, False)[: 1 + mixed], (True, False)[: 1 + attends]))
     for choose, fused in forms:
         try:
-            slower = [
-                what for what, fast in (("its own attention", fused), ("every expert for every token", choose)) if not fast
-            ]
-            say(f"converting{' with ' * bool(slower)}{' and '.join(slower)}")
+            slower = ("" if fused else ", attention as it is written") + ("" if choose else ", every expert for every token")
+            say(f"converting{slower}")
             traced = _trace(float_model, fused, choose)
             # every step rewrites the graph in place
             graph = _blocks.cut(_graph.add_outputs(traced.copy() if dtype == "int8" else traced))
